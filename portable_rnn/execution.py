@@ -1,0 +1,93 @@
+"""What the array API standard lacks, once per library: a time loop (scan), compilation (jit), fusion (fuse).
+
+The default of each is plain Python, so a library nobody registered runs too. A per-library path stays only where
+`benchmarks/` shows what it buys.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import array_api_compat
+
+from .typing import Array
+
+__all__ = ["compiles", "jit", "scan", "stacked"]
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def compiles(xp: Any) -> bool:
+    """Whether the library compiles a function anew for every shape it meets (JAX)."""
+    return array_api_compat.is_jax_namespace(xp)
+
+
+def jit(xp: Any, function: Function, static: tuple[str, ...] = ()) -> Function:
+    """`function` compiled where the library can, else as it is.
+
+    Parameters
+    ----------
+    xp : namespace
+    function : callable of nests of arrays
+    static : names of the keyword arguments that are configuration (hashable), not arrays
+    """
+    return _jax_jit(function, static) if compiles(xp) else function
+
+
+@functools.lru_cache(maxsize=256)
+def _jax_jit(function: Any, static: tuple[str, ...]) -> Any:
+    import jax
+
+    return jax.jit(function, static_argnames=static)
+
+
+def scan(
+    xp: Any,
+    step: Callable[[Any, Any], tuple[Any, Any]],
+    carry: Any,
+    xs: tuple[Any, ...],
+    *,
+    reverse: bool = False,
+) -> tuple[Any, tuple[Any, ...]]:
+    """Run `step` over time: ``carry, y[t] = step(carry, (x[t] for x in xs))``.
+
+    A Python loop keeps the outputs of the steps as lists, which `stacked` joins where an array is needed; under
+    ``jax.lax.scan`` they are arrays already. Either form can be an input of the next scan.
+
+    Parameters
+    ----------
+    xp : namespace
+    step : callable
+        Takes the carry and a tuple with one element for every element of `xs`; returns the new carry and a tuple.
+    carry : nest of arrays
+    xs : tuple of arrays (T, ...), of lists of T nests as an earlier scan returned them, or of None
+    reverse : bool
+        From the last step to the first. Outputs stand at their own time index either way.
+
+    Returns
+    -------
+    carry, ys
+    """
+    if compiles(xp):
+        import jax
+
+        return jax.lax.scan(step, carry, xs, reverse=reverse)
+    first = next(x for x in xs if x is not None)
+    steps = len(first) if isinstance(first, list) else first.shape[0]
+    outputs: list[Any] = [None] * steps
+    for t in reversed(range(steps)) if reverse else range(steps):
+        carry, outputs[t] = step(carry, tuple(_at(x, t) for x in xs))
+    return carry, tuple(list(column) for column in zip(*outputs, strict=True))
+
+
+def stacked(xp: Any, column: Any) -> Array:
+    """An output of `scan` as one array (T, ...)."""
+    return xp.stack(column) if isinstance(column, list) else column
+
+
+def _at(x: Any, t: int) -> Any:
+    if x is None:
+        return None
+    return x[t] if isinstance(x, list) else x[t, ...]

@@ -1,0 +1,330 @@
+"""What every layer shares: initial parameters, checked calls, and the pair `apply` and `vjp`."""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+import math
+from collections.abc import Iterable
+from types import ModuleType
+from typing import Any, ClassVar
+
+import numpy as np
+
+from .errors import BackendError, InputError
+from .namespace import (
+    Backend,
+    backend_of,
+    check_same_backend,
+    dtype_name,
+    from_host,
+    is_array,
+    is_traced,
+    leaves,
+    map_leaves,
+    to_numpy,
+)
+from .namespace import backend as as_backend
+from .typing import Array, Lengths, Params, Pullback, State
+
+__all__ = ["Layer", "random_generator", "valid_steps", "zero_padding"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Layer(abc.ABC):
+    """A layer's configuration; parameters and states are arrays that the caller holds.
+
+    A subclass is a frozen dataclass that gives `parameter_shapes`, `forward` and `backward`, and `check_input` where
+    it wants something else than floating (B, T, features).
+    """
+
+    keeps_time: ClassVar[bool] = True  # the output has a time axis
+    needs_time: ClassVar[bool] = True  # the input must have one
+
+    @property
+    def in_width(self) -> int | None:
+        """Input features, or None where any number will do."""
+        return None
+
+    def out_width(self, features: int | None) -> int | None:
+        """Output features for this many input features (None: unknown)."""
+        return features
+
+    @abc.abstractmethod
+    def parameter_shapes(self) -> dict[str, tuple[int, ...]]:
+        """The name and shape of every parameter, as in torch's state dict."""
+
+    @abc.abstractmethod
+    def forward(
+        self, params: Params, x: Array, state: State, lengths: Array | None, masks: Any
+    ) -> tuple[Array, State, Any]:
+        """(y, final state, residuals), without checks: the traceable inside of `apply` and `vjp`.
+
+        `lengths` is None or an integer array of x's library.
+        """
+
+    @abc.abstractmethod
+    def backward(
+        self, params: Params, residuals: Any, dy: Array, dstate: State
+    ) -> tuple[Params, Array | None, State]:
+        """(dparams, dx, cotangent of the initial state), without checks; `dstate` may be None."""
+
+    @abc.abstractmethod
+    def check_input(self, x: Array, xp: Any) -> None:
+        """Raise InputError where `x` has the wrong rank, feature count or kind of dtype."""
+
+    def draw(self, rng: np.random.Generator) -> dict[str, np.ndarray[Any, Any]]:
+        """Initial parameters as float64 NumPy arrays; layers without parameters draw nothing."""
+        return {}
+
+    def dropout_masks(self, rng: np.random.Generator, shape: tuple[int, ...]) -> Any:
+        """Dropout masks for an x of this shape as a nest of NumPy arrays (0 or 1 / (1 - p)), or None.
+
+        Drawn on the host, so that a seed gives the same run on every library; `apply` and `vjp` take them, placed on
+        the parameters' library, as ``masks=``.
+        """
+        return None
+
+    def check_state(self, state: State, batch_size: int) -> None:
+        """Raise InputError where `state` doesn't fit; a layer without state takes None only."""
+        if state is not None:
+            raise InputError(
+                f"{type(self).__name__} has no state: expected state=None, got {type(state).__name__}"
+            )
+
+    def init(
+        self, seed: int | np.random.Generator = 0, backend: str | ModuleType | Array | Backend = "numpy"
+    ) -> Params:
+        """Draw initial parameters.
+
+        They are drawn on the host by NumPy's Philox generator, so a seed gives the same numbers on every library.
+
+        Parameters
+        ----------
+        seed : int or numpy.random.Generator
+        backend : as in `portable_rnn.backend`
+
+        Returns
+        -------
+        dict of str to array
+            Named and shaped as in torch's state dict.
+
+        Examples
+        --------
+        >>> import portable_rnn as prnn
+        >>> sorted(prnn.Linear(3, 2).init(seed=0))
+        ['bias', 'weight']
+        """
+        target = backend if isinstance(backend, Backend) else as_backend(backend)
+        drawn = self.draw(random_generator(seed))
+        return {name: from_host(value.astype(target.dtype_name), target) for name, value in drawn.items()}
+
+    def apply(
+        self, params: Params, x: Array, state: State = None, lengths: Lengths = None, *, masks: Any = None
+    ) -> tuple[Array, State]:
+        """Run the layer forward.
+
+        Parameters
+        ----------
+        params : dict of str to array
+        x : array (B, T, features)
+        state : optional
+            Initial state, as the layer returns it; zero when left out.
+        lengths : sequence of B integers or integer array, optional
+            Valid steps of each row, 0 to T. What stands behind them is never looked at.
+        masks : optional
+            From `dropout_masks`; without them nothing is dropped.
+
+        Returns
+        -------
+        y, state
+
+        Raises
+        ------
+        InputError
+            Shapes, dtypes, lengths or parameter names don't fit.
+        BackendError
+            Arrays of different libraries, devices or floating dtypes.
+        """
+        lengths = self._checked(params, x, state, lengths)
+        y, final, _ = self.forward(params, x, state, lengths, masks)
+        return y, final
+
+    def vjp(
+        self, params: Params, x: Array, state: State = None, lengths: Lengths = None, *, masks: Any = None
+    ) -> tuple[Array, State, Pullback]:
+        """Run the layer forward and return the function that runs it backward.
+
+        Parameters
+        ----------
+        params, x, state, lengths, masks
+            As in `apply`.
+
+        Returns
+        -------
+        y, state, pullback
+            ``dparams, dx, dstate = pullback(dy, dstate=None)`` takes the cotangents of `y` and of the final state
+            (None means zero) and returns those of the parameters, of `x` (None where `x` is integers) and of the
+            initial state.
+
+        Raises
+        ------
+        InputError, BackendError
+            As in `apply`; the pullback too, for cotangents that don't fit.
+        """
+        lengths = self._checked(params, x, state, lengths)
+        y, final, residuals = self.forward(params, x, state, lengths, masks)
+
+        def pullback(dy: Array | None = None, dstate: State = None) -> tuple[Params, Array | None, State]:
+            check_cotangent("dy", dy, y)
+            check_cotangent("dstate", dstate, final)
+            zero = backend_of(y).xp.zeros_like
+            return self.backward(params, residuals, zero(y) if dy is None else dy, dstate)
+
+        return y, final, pullback
+
+    def _checked(self, params: Params, x: Array, state: State, lengths: Lengths) -> Array | None:
+        if not is_array(x):
+            raise InputError(
+                f"x must be an array, got {type(x).__name__}: pass portable_rnn.asarray(x, backend)"
+            )
+        self.check_params(params)
+        common = backend_of(*params.values()) if params else backend_of(x)
+        named = dict(params) | {"x": x}
+        named |= {f"state[{k}]": leaf for k, leaf in enumerate(leaves(state))}
+        if not params and not common.xp.isdtype(x.dtype, "real floating"):
+            named.pop("x")
+        check_same_backend(common, named)
+        self.check_input(x, common.xp)
+        self.check_state(state, x.shape[0])
+        if lengths is not None and x.ndim < 2:
+            raise InputError(f"lengths need a time axis, but x has shape {tuple(x.shape)}")
+        return checked_lengths(lengths, x.shape[0], x.shape[1], x) if lengths is not None else None
+
+    def check_params(self, params: Params) -> None:
+        """Raise InputError where names or shapes of `params` are not `parameter_shapes`."""
+        shapes = self.parameter_shapes()
+        if params.keys() != shapes.keys():
+            missing = ", ".join(sorted(shapes.keys() - params.keys())) or "none"
+            extra = ", ".join(sorted(params.keys() - shapes.keys())) or "none"
+            raise InputError(
+                f"parameters do not fit {self}: missing {missing}; unexpected {extra}; "
+                "layer.init() or model.params has them all"
+            )
+        for name, shape in shapes.items():
+            if tuple(params[name].shape) != shape:
+                raise InputError(
+                    f"parameter {name!r} must have shape {shape}, got {tuple(params[name].shape)}"
+                )
+
+
+def random_generator(seed: int | np.random.Generator) -> np.random.Generator:
+    """NumPy's Philox generator: the same stream on every machine and NumPy version that has it."""
+    if isinstance(seed, np.random.Generator):
+        return seed
+    if not isinstance(seed, (int, np.integer)) or isinstance(seed, bool) or seed < 0:
+        raise InputError(f"seed must be a non-negative integer or a numpy Generator, got {seed!r}")
+    return np.random.Generator(np.random.Philox(int(seed)))
+
+
+def uniform(
+    rng: np.random.Generator, shapes: dict[str, tuple[int, ...]], bound: float
+) -> dict[str, np.ndarray[Any, Any]]:
+    """Every parameter from U(-bound, bound), in the order of `shapes`."""
+    return {name: rng.uniform(-bound, bound, shape) for name, shape in shapes.items()}
+
+
+def inverse_sqrt(size: int) -> float:
+    """``1 / sqrt(size)``: the bound of torch's uniform initialisation."""
+    return 1 / math.sqrt(size)
+
+
+def keep_mask(rng: np.random.Generator, shape: Iterable[int], p: float) -> np.ndarray[Any, Any]:
+    """A dropout mask, 0 with probability `p` and else ``1 / (1 - p)``; float32, which every backend widens exactly."""
+    return ((rng.random(tuple(shape), dtype=np.float32) >= p) / np.float32(1 - p)).astype(np.float32)
+
+
+def place_masks(masks: Any, target: Backend) -> Any:
+    """Masks from `Layer.dropout_masks` as arrays of the backend."""
+    return map_leaves(lambda mask: from_host(mask.astype(target.dtype_name), target), masks)
+
+
+def check_rank_and_features(x: Array, xp: Any, ranks: tuple[int, ...], features: int | None, who: str) -> None:
+    """Raise InputError unless `x` is floating, not empty, of one of `ranks`, with `features` on its last axis."""
+    if x.ndim not in ranks:
+        wanted = " or ".join("(batch, time, features)" if r == 3 else "(batch, features)" for r in ranks)
+        hint = "; add the missing axis, such as x[None, ...] for one sequence" if x.ndim < min(ranks) else ""
+        raise InputError(f"{who} expects x of shape {wanted}, got shape {tuple(x.shape)}{hint}")
+    if 0 in x.shape:
+        raise InputError(f"{who} expects at least one row, step and feature, got shape {tuple(x.shape)}")
+    if features is not None and x.shape[-1] != features:
+        raise InputError(f"{who} expects {features} features, got {x.shape[-1]} (shape {tuple(x.shape)})")
+    if not xp.isdtype(x.dtype, "real floating"):
+        raise InputError(
+            f"{who} expects floating x, got {dtype_name(xp, x.dtype)}: "
+            "convert it with portable_rnn.asarray(x, backend, dtype='float32')"
+        )
+
+
+def check_cotangent(name: str, cotangent: Any, value: Any) -> None:
+    """Raise where a cotangent has another structure, shape, library or dtype than the value it belongs to."""
+    if cotangent is None:
+        return
+    if isinstance(value, (tuple, list)):
+        if not isinstance(cotangent, (tuple, list)) or len(cotangent) != len(value):
+            raise InputError(
+                f"{name} must be a tuple of {len(value)}, as the state, got {type(cotangent).__name__}"
+            )
+        for k, (part, of) in enumerate(zip(cotangent, value, strict=True)):
+            check_cotangent(f"{name}[{k}]", part, of)
+        return
+    if value is None:
+        raise InputError(f"{name} must be None: this layer has no state")
+    check_same_backend(backend_of(value), {name: cotangent}, whose="the outputs")
+    if tuple(cotangent.shape) != tuple(value.shape):
+        raise InputError(f"{name} must have shape {tuple(value.shape)}, got {tuple(cotangent.shape)}")
+
+
+def checked_lengths(lengths: Any, batch_size: int, steps: int, x: Array) -> Array | None:
+    """`lengths` as an integer array (B,) beside `x`, or None where every row is whole.
+
+    Host integers are checked for their range; so are arrays, at the price of reading them back, unless they are
+    traced.
+    """
+    if is_array(lengths) and is_traced(lengths):
+        return lengths
+    host = to_numpy(lengths)
+    if host.ndim != 1 or host.shape[0] != batch_size:
+        raise InputError(
+            f"lengths must have one integer for each of the {batch_size} rows, got shape {tuple(host.shape)}"
+        )
+    if host.dtype.kind not in "iu":
+        raise InputError(f"lengths must be integers, got {host.dtype}")
+    bad = host[(host < 0) | (host > steps)]
+    if bad.size:
+        raise InputError(f"lengths must lie between 0 and {steps} (the time steps of x), got {int(bad[0])}")
+    like = backend_of(x)
+    if is_array(lengths) and not isinstance(lengths, np.ndarray):
+        if not like.xp.__name__ == backend_of(lengths).xp.__name__:
+            raise BackendError(
+                f"lengths are an array of {backend_of(lengths).name}, but x is one of {like.name}: "
+                "pass a list of integers"
+            )
+        return lengths
+    if is_traced(x):
+        return like.xp.asarray(host.astype(np.int32))
+    return from_host(host.astype(np.int32), like)
+
+
+def valid_steps(xp: Any, lengths: Array, steps: int, like: Array) -> Array:
+    """Booleans (B, T): whether step t of row b is before its end."""
+    times = xp.arange(steps, dtype=lengths.dtype, device=backend_of(like).device)
+    return times[None, :] < lengths[:, None]
+
+
+def zero_padding(xp: Any, x: Array, lengths: Array | None) -> Array:
+    """`x` (B, T, ...) with everything past the rows' ends replaced by zero, NaN included."""
+    if lengths is None:
+        return x
+    valid = valid_steps(xp, lengths, x.shape[1], x)
+    return xp.where(valid[(...,) + (None,) * (x.ndim - 2)], x, xp.zeros_like(x))
