@@ -330,6 +330,7 @@ def batches(
     Returns
     -------
     iterator of ndarray of int64
+        The indices of one batch after the other.
 
     Raises
     ------
