@@ -10,9 +10,8 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-import array_api_compat
-
 from .errors import InputError
+from .namespace import device_of
 from .typing import Array
 
 __all__ = ["Activation", "GateBlock", "activation"]
@@ -108,7 +107,7 @@ class GateBlock:
         half = [name == "sigmoid" for name in self.names for _ in range(size)]
         scale, shift = ([[low if h else high] for h in half] for low, high in ((0.5, 1.0), (0.5, 0.0)))
         columns = (scale, shift, [[s * s] for (s,) in scale])
-        device = array_api_compat.device(like)
+        device = device_of(like)
         return tuple(xp.asarray(column, dtype=like.dtype, device=device) for column in columns)
 
     def forward(self, xp: Any, a: Array, columns: tuple[Array, ...] | None) -> Array:

@@ -67,9 +67,7 @@ class ElmanCell:
         dh = _dropped(w["Wh"].T @ da, drop)  # a = z + Wh @ h
         return (dh,), da, ()
 
-    def parameter_gradients(
-        self, xp: Any, dz: Array, h_before: Array, residuals: Any, emitted: Any
-    ) -> Params:
+    def parameter_gradients(self, xp: Any, dz: Array, h_before: Array, residuals: Any, emitted: Any) -> Params:
         """Gradients of all but `weight_ih`, from stacks over time: dz (T, G * H, B), h_before (T, H, B)."""
         db = xp.sum(dz, axis=(0, 2))
         return {"weight_hh": summed_outer(xp, dz, h_before), "bias_ih": db, "bias_hh": db}
@@ -161,17 +159,13 @@ class LSTMCell:
         dh = _dropped(w["Wh"].T @ da, drop)  # a = z + Wh @ h
         return (dh, dc), da, emitted
 
-    def parameter_gradients(
-        self, xp: Any, dz: Array, h_before: Array, residuals: Any, emitted: Any
-    ) -> Params:
+    def parameter_gradients(self, xp: Any, dz: Array, h_before: Array, residuals: Any, emitted: Any) -> Params:
         db = xp.sum(dz, axis=(0, 2))
         grads = {"weight_hh": summed_outer(xp, dz, h_before), "bias_ih": db, "bias_hh": db}
         hidden = dz.shape[1] // self.gates
         if self.proj_size:
             gates, squashed = (_column(xp, residuals, k) for k in (0, 2))
-            grads["weight_hr"] = summed_outer(
-                xp, _column(xp, emitted, 0), gates[:, 3 * hidden :, :] * squashed
-            )
+            grads["weight_hr"] = summed_outer(xp, _column(xp, emitted, 0), gates[:, 3 * hidden :, :] * squashed)
         if self.peepholes:
             c, c_new = (_column(xp, residuals, k) for k in (1, 3))
             seen = {0: c, 1: c, 3: c_new}  # what the peephole of gate k looks at
@@ -246,14 +240,12 @@ class GRUCell:
         dz = xp.concat([da_ru, da_n], axis=0)
         if self.reset_after:
             dah = xp.concat([da_ru, reset * r], axis=0)  # a_n = z_n + r * ah_n
-            dseen, emitted = w["Wh"].T @ dah, (dah,)
-        else:
-            dseen, emitted = w["Wh_ru"].T @ da_ru + reset * r, ()  # a_n = z_n + Wh_n @ (r * seen)
-        return (dh * u + _dropped(dseen, drop),), dz, emitted
+            dseen = w["Wh"].T @ dah
+            return (dh * u + _dropped(dseen, drop),), dz, (dah,)
+        dseen = w["Wh_ru"].T @ da_ru + reset * r  # a_n = z_n + Wh_n @ (r * seen)
+        return (dh * u + _dropped(dseen, drop),), dz, ()
 
-    def parameter_gradients(
-        self, xp: Any, dz: Array, h_before: Array, residuals: Any, emitted: Any
-    ) -> Params:
+    def parameter_gradients(self, xp: Any, dz: Array, h_before: Array, residuals: Any, emitted: Any) -> Params:
         db = xp.sum(dz, axis=(0, 2))
         if self.reset_after:
             dah = _column(xp, emitted, 0)

@@ -32,9 +32,7 @@ __all__ = [
 ]
 
 
-def windows(
-    values: ArrayLike, targets: ArrayLike, window: int, horizon: int
-) -> tuple[NDArray[Any], NDArray[Any]]:
+def windows(values: ArrayLike, targets: ArrayLike, window: int, horizon: int) -> tuple[NDArray[Any], NDArray[Any]]:
     """Cut a series into windows, each with the targets that follow it.
 
     ``x[i] = values[i : i + window]`` and ``y[i] = targets[i + window : i + window + horizon]``, for
@@ -263,10 +261,7 @@ def pad_sequences(
     ([[1.0, 1.0, 0.0], [1.0, 1.0, 1.0], [0.0, 0.0, 0.0]], [2, 3, 0])
     """
     if not len(sequences):
-        raise InputError(
-            "sequences: expected at least one array, received an empty list: leave empty batches "
-            "out"
-        )
+        raise InputError("sequences: expected at least one array, received an empty list: leave empty batches out")
     for index, sequence in enumerate(sequences):
         if not isinstance(sequence, np.ndarray):
             raise InputError(
@@ -279,13 +274,8 @@ def pad_sequences(
                 "convert it with .astype(np.float32)"
             )
         if sequence.ndim != 2:
-            fix = (
-                "write sequence[:, None]" if sequence.ndim == 1 else "list its sequences one by one"
-            )
-            raise InputError(
-                f"sequences[{index}]: expected shape (time, features), received {sequence.shape}: "
-                f"{fix}"
-            )
+            fix = "write sequence[:, None]" if sequence.ndim == 1 else "list its sequences one by one"
+            raise InputError(f"sequences[{index}]: expected shape (time, features), received {sequence.shape}: {fix}")
         if sequence.shape[1] != sequences[0].shape[1]:
             raise InputError(
                 f"sequences[{index}]: expected {sequences[0].shape[1]} features, as in "

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 __all__ = ["BackendError", "InputError", "MissingDependencyError", "NonFiniteError"]
 
 
@@ -18,8 +20,7 @@ class MissingDependencyError(ImportError):
 
     def __init__(self, package: str, extra: str, purpose: str) -> None:
         super().__init__(
-            f"{purpose} needs {package}, which is not installed: "
-            f"run `pip install 'portable-rnn[{extra}]'`",
+            f"{purpose} needs {package}, which is not installed: run `pip install 'portable-rnn[{extra}]'`",
             name=package,
         )
         self.package = package
@@ -35,9 +36,12 @@ class NonFiniteError(FloatingPointError):
         Update number, from 1, whose loss was not finite.
     layer : str
         The first layer whose parameters, output or gradient are not finite.
+    good_params : dict of str to array
+        The last parameters whose loss was finite.
     """
 
-    def __init__(self, message: str, *, step: int, layer: str) -> None:
+    def __init__(self, message: str, *, step: int, layer: str, good_params: dict[str, Any]) -> None:
         super().__init__(message)
+        self.good_params = good_params
         self.step = step
         self.layer = layer

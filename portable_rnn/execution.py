@@ -21,7 +21,7 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 def compiles(xp: Any) -> bool:
     """Whether the library compiles a function anew for every shape it meets (JAX)."""
-    return array_api_compat.is_jax_namespace(xp)
+    return bool(array_api_compat.is_jax_namespace(xp))
 
 
 def jit(xp: Any, function: Function, static: tuple[str, ...] = ()) -> Function:
@@ -73,7 +73,8 @@ def scan(
     if compiles(xp):
         import jax
 
-        return jax.lax.scan(step, carry, xs, reverse=reverse)
+        final, ys = jax.lax.scan(step, carry, xs, reverse=reverse)
+        return final, ys
     first = next(x for x in xs if x is not None)
     steps = len(first) if isinstance(first, list) else first.shape[0]
     outputs: list[Any] = [None] * steps

@@ -5,7 +5,7 @@ from __future__ import annotations
 import abc
 import dataclasses
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from types import ModuleType
 from typing import Any, ClassVar
 
@@ -27,16 +27,26 @@ from .namespace import (
 from .namespace import backend as as_backend
 from .typing import Array, Lengths, Params, Pullback, State
 
-__all__ = ["Layer", "random_generator", "valid_steps", "zero_padding"]
+__all__ = ["Layer", "padded", "random_generator", "valid_steps", "zero_padding"]
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Layer(abc.ABC):
     """A layer's configuration; parameters and states are arrays that the caller holds.
 
     A subclass is a frozen dataclass that gives `parameter_shapes`, `forward` and `backward`, and `check_input` where
     it wants something else than floating (B, T, features).
     """
+
+    def __repr__(self) -> str:
+        fields = dataclasses.fields(self)
+        shown = [(f.name, getattr(self, f.name), f.default) for f in fields]
+        inside = ", ".join(
+            repr(value) if default is dataclasses.MISSING else f"{name}={value!r}"
+            for name, value, default in shown
+            if value != default
+        )
+        return f"{type(self).__name__}({inside})"
 
     keeps_time: ClassVar[bool] = True  # the output has a time axis
     needs_time: ClassVar[bool] = True  # the input must have one
@@ -64,9 +74,7 @@ class Layer(abc.ABC):
         """
 
     @abc.abstractmethod
-    def backward(
-        self, params: Params, residuals: Any, dy: Array, dstate: State
-    ) -> tuple[Params, Array | None, State]:
+    def backward(self, params: Params, residuals: Any, dy: Array, dstate: State) -> tuple[Params, Array | None, State]:
         """(dparams, dx, cotangent of the initial state), without checks; `dstate` may be None."""
 
     @abc.abstractmethod
@@ -88,9 +96,7 @@ class Layer(abc.ABC):
     def check_state(self, state: State, batch_size: int) -> None:
         """Raise InputError where `state` doesn't fit; a layer without state takes None only."""
         if state is not None:
-            raise InputError(
-                f"{type(self).__name__} has no state: expected state=None, got {type(state).__name__}"
-            )
+            raise InputError(f"{type(self).__name__} has no state: expected state=None, got {type(state).__name__}")
 
     def init(
         self, seed: int | np.random.Generator = 0, backend: str | ModuleType | Array | Backend = "numpy"
@@ -127,7 +133,7 @@ class Layer(abc.ABC):
         Parameters
         ----------
         params : dict of str to array
-        x : array (B, T, features)
+        x : array (B, T, features), or a list of B arrays (T_i, features)
         state : optional
             Initial state, as the layer returns it; zero when left out.
         lengths : sequence of B integers or integer array, optional
@@ -146,7 +152,7 @@ class Layer(abc.ABC):
         BackendError
             Arrays of different libraries, devices or floating dtypes.
         """
-        lengths = self._checked(params, x, state, lengths)
+        x, lengths = self._checked(params, x, state, lengths)
         y, final, _ = self.forward(params, x, state, lengths, masks)
         return y, final
 
@@ -172,7 +178,7 @@ class Layer(abc.ABC):
         InputError, BackendError
             As in `apply`; the pullback too, for cotangents that don't fit.
         """
-        lengths = self._checked(params, x, state, lengths)
+        x, lengths = self._checked(params, x, state, lengths)
         y, final, residuals = self.forward(params, x, state, lengths, masks)
 
         def pullback(dy: Array | None = None, dstate: State = None) -> tuple[Params, Array | None, State]:
@@ -183,11 +189,14 @@ class Layer(abc.ABC):
 
         return y, final, pullback
 
-    def _checked(self, params: Params, x: Array, state: State, lengths: Lengths) -> Array | None:
+    def _checked(self, params: Params, x: Any, state: State, lengths: Lengths) -> tuple[Array, Array | None]:
+        if isinstance(x, (list, tuple)) and x and all(is_array(row) for row in x):
+            check_same_backend(backend_of(x[0]), {f"x[{k}]": row for k, row in enumerate(x)}, whose="x[0] is")
+            if lengths is not None:
+                raise InputError("x is a list of sequences, which have their own lengths: leave lengths out")
+            x, lengths = padded(backend_of(x[0]).xp, x)
         if not is_array(x):
-            raise InputError(
-                f"x must be an array, got {type(x).__name__}: pass portable_rnn.asarray(x, backend)"
-            )
+            raise InputError(f"x must be an array, got {type(x).__name__}: pass portable_rnn.asarray(x, backend)")
         self.check_params(params)
         common = backend_of(*params.values()) if params else backend_of(x)
         named = dict(params) | {"x": x}
@@ -199,7 +208,7 @@ class Layer(abc.ABC):
         self.check_state(state, x.shape[0])
         if lengths is not None and x.ndim < 2:
             raise InputError(f"lengths need a time axis, but x has shape {tuple(x.shape)}")
-        return checked_lengths(lengths, x.shape[0], x.shape[1], x) if lengths is not None else None
+        return x, checked_lengths(lengths, x.shape[0], x.shape[1], x) if lengths is not None else None
 
     def check_params(self, params: Params) -> None:
         """Raise InputError where names or shapes of `params` are not `parameter_shapes`."""
@@ -213,9 +222,7 @@ class Layer(abc.ABC):
             )
         for name, shape in shapes.items():
             if tuple(params[name].shape) != shape:
-                raise InputError(
-                    f"parameter {name!r} must have shape {shape}, got {tuple(params[name].shape)}"
-                )
+                raise InputError(f"parameter {name!r} must have shape {shape}, got {tuple(params[name].shape)}")
 
 
 def random_generator(seed: int | np.random.Generator) -> np.random.Generator:
@@ -272,15 +279,13 @@ def check_cotangent(name: str, cotangent: Any, value: Any) -> None:
         return
     if isinstance(value, (tuple, list)):
         if not isinstance(cotangent, (tuple, list)) or len(cotangent) != len(value):
-            raise InputError(
-                f"{name} must be a tuple of {len(value)}, as the state, got {type(cotangent).__name__}"
-            )
+            raise InputError(f"{name} must be a tuple of {len(value)}, as the state, got {type(cotangent).__name__}")
         for k, (part, of) in enumerate(zip(cotangent, value, strict=True)):
             check_cotangent(f"{name}[{k}]", part, of)
         return
     if value is None:
         raise InputError(f"{name} must be None: this layer has no state")
-    check_same_backend(backend_of(value), {name: cotangent}, whose="the outputs")
+    check_same_backend(backend_of(value), {name: cotangent}, whose="the outputs are")
     if tuple(cotangent.shape) != tuple(value.shape):
         raise InputError(f"{name} must have shape {tuple(value.shape)}, got {tuple(cotangent.shape)}")
 
@@ -320,6 +325,26 @@ def valid_steps(xp: Any, lengths: Array, steps: int, like: Array) -> Array:
     """Booleans (B, T): whether step t of row b is before its end."""
     times = xp.arange(steps, dtype=lengths.dtype, device=backend_of(like).device)
     return times[None, :] < lengths[:, None]
+
+
+def padded(xp: Any, rows: Sequence[Array]) -> tuple[Array, list[int]]:
+    """A list of sequences (T_i, ...) of one library as one array (B, T, ...) and their lengths."""
+    first = rows[0]
+    device = backend_of(first).device
+    shapes = [tuple(row.shape) for row in rows]
+    if any(len(shape) < 1 or shape[1:] != shapes[0][1:] for shape in shapes):
+        other = next(shape for shape in shapes if not shape or shape[1:] != shapes[0][1:])
+        raise InputError(
+            f"the sequences of a list must agree in all but their length, got shapes {shapes[0]} and {other}"
+        )
+    steps = max(1, *(shape[0] for shape in shapes))
+    filled = [
+        xp.concat([row, xp.zeros((steps - row.shape[0], *row.shape[1:]), dtype=row.dtype, device=device)], axis=0)
+        if row.shape[0] < steps
+        else row
+        for row in rows
+    ]
+    return xp.stack(filled), [shape[0] for shape in shapes]
 
 
 def zero_padding(xp: Any, x: Array, lengths: Array | None) -> Array:

@@ -5,24 +5,23 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import array_api_compat
 import numpy as np
 
 from .errors import InputError
 from .layer import Layer, check_rank_and_features, inverse_sqrt, keep_mask, uniform, valid_steps, zero_padding
-from .namespace import backend_of, dtype_name
+from .namespace import backend_of, device_of, dtype_name, namespace_of
 from .recurrent import check_positive_integer, check_probability
 from .typing import Array, Params, State
 
 __all__ = ["Dropout", "Embedding", "Last", "Linear", "Max", "Mean", "Sequential"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Linear(Layer):
     """``y = x @ weight.T + bias``, for every step.
 
-    x (B, T, I) or (B, I) -> y (B, T, O) or (B, O). Parameters as in `torch.nn.Linear`: ``weight`` (O, I), ``bias`` (O,).
-    With lengths, outputs past a row's end are zero.
+    x (B, T, I) or (B, I) -> y (B, T, O) or (B, O). Parameters as in `torch.nn.Linear`:
+    ``weight`` (O, I), ``bias`` (O,). With lengths, outputs past a row's end are zero.
 
     Parameters
     ----------
@@ -67,18 +66,16 @@ class Linear(Layer):
     def forward(
         self, params: Params, x: Array, state: State, lengths: Array | None, masks: Any
     ) -> tuple[Array, State, Any]:
-        xp = array_api_compat.array_namespace(x)
+        xp = namespace_of(x)
         x = zero_padding(xp, x, lengths)
         y = xp.matmul(x, params["weight"].T)
         if self.bias:
             y = zero_padding(xp, y + params["bias"], lengths)
         return y, None, (x, lengths)
 
-    def backward(
-        self, params: Params, residuals: Any, dy: Array, dstate: State
-    ) -> tuple[Params, Array | None, State]:
+    def backward(self, params: Params, residuals: Any, dy: Array, dstate: State) -> tuple[Params, Array | None, State]:
         x, lengths = residuals
-        xp = array_api_compat.array_namespace(x)
+        xp = namespace_of(x)
         dy = zero_padding(xp, dy, lengths)
         leading = tuple(range(x.ndim - 1))
         grads = {"weight": xp.tensordot(dy, x, axes=(leading, leading))}
@@ -87,7 +84,7 @@ class Linear(Layer):
         return grads, xp.matmul(dy, params["weight"]), None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Embedding(Layer):
     """Rows of a table: ``y[b, t] = weight[x[b, t]]``.
 
@@ -132,20 +129,18 @@ class Embedding(Layer):
         self, params: Params, x: Array, state: State, lengths: Array | None, masks: Any
     ) -> tuple[Array, State, Any]:
         weight = params["weight"]
-        xp = array_api_compat.array_namespace(weight)
+        xp = namespace_of(weight)
         x = zero_padding(xp, x, lengths)
         y = xp.reshape(xp.take(weight, xp.reshape(x, (-1,)), axis=0), (*x.shape, self.embedding_dim))
         return zero_padding(xp, y, lengths), None, (x, lengths)
 
-    def backward(
-        self, params: Params, residuals: Any, dy: Array, dstate: State
-    ) -> tuple[Params, Array | None, State]:
+    def backward(self, params: Params, residuals: Any, dy: Array, dstate: State) -> tuple[Params, Array | None, State]:
         x, lengths = residuals
         weight = params["weight"]
-        xp = array_api_compat.array_namespace(weight)
+        xp = namespace_of(weight)
         # The standard has no scatter-add; a product with the one-hot rows is the same sum.
         flat = xp.reshape(zero_padding(xp, dy, lengths), (-1, self.embedding_dim))
-        rows = xp.arange(self.num_embeddings, dtype=x.dtype, device=array_api_compat.device(x))
+        rows = xp.arange(self.num_embeddings, dtype=x.dtype, device=device_of(x))
         one_hot = xp.astype(rows[:, None] == xp.reshape(x, (1, -1)), weight.dtype)
         return {"weight": one_hot @ flat}, None, None
 
@@ -169,7 +164,7 @@ def _valid(xp: Any, x: Array, lengths: Array | None) -> Array | None:
     return None if lengths is None else valid_steps(xp, lengths, x.shape[1], x)[:, :, None]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Last(Layer):
     """The output at each row's last step: (B, T, F) -> (B, F). A row of length zero gives zeros.
 
@@ -188,7 +183,7 @@ class Last(Layer):
     def forward(
         self, params: Params, x: Array, state: State, lengths: Array | None, masks: Any
     ) -> tuple[Array, State, Any]:
-        xp = array_api_compat.array_namespace(x)
+        xp = namespace_of(x)
         steps = _step_numbers(xp, x)
         if lengths is None:
             return x[:, -1, :], None, steps == x.shape[1] - 1
@@ -196,12 +191,12 @@ class Last(Layer):
         return xp.sum(xp.where(last, x, xp.zeros_like(x)), axis=1), None, last
 
     def backward(self, params: Params, residuals: Any, dy: Array, dstate: State) -> tuple[Params, Array, State]:
-        xp = array_api_compat.array_namespace(dy)
+        xp = namespace_of(dy)
         dy = dy[:, None, :]
         return {}, xp.where(residuals, dy, xp.zeros_like(dy)), None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Mean(Layer):
     """The mean over each row's steps: (B, T, F) -> (B, F). A row of length zero gives zeros.
 
@@ -220,7 +215,7 @@ class Mean(Layer):
     def forward(
         self, params: Params, x: Array, state: State, lengths: Array | None, masks: Any
     ) -> tuple[Array, State, Any]:
-        xp = array_api_compat.array_namespace(x)
+        xp = namespace_of(x)
         valid = _valid(xp, x, lengths)
         ones = xp.ones_like(x[:, :, :1])
         if valid is None:
@@ -234,7 +229,7 @@ class Mean(Layer):
         return {}, residuals * dy[:, None, :], None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Max(Layer):
     """The largest value over each row's steps: (B, T, F) -> (B, F). A row of length zero gives zeros.
 
@@ -255,7 +250,7 @@ class Max(Layer):
     def forward(
         self, params: Params, x: Array, state: State, lengths: Array | None, masks: Any
     ) -> tuple[Array, State, Any]:
-        xp = array_api_compat.array_namespace(x)
+        xp = namespace_of(x)
         valid = _valid(xp, x, lengths)
         candidates = x if valid is None else xp.where(valid, x, xp.full_like(x, -xp.inf))
         steps = _step_numbers(xp, x)
@@ -268,7 +263,7 @@ class Max(Layer):
         return xp.sum(xp.where(chosen, x, xp.zeros_like(x)), axis=1), None, chosen
 
     def backward(self, params: Params, residuals: Any, dy: Array, dstate: State) -> tuple[Params, Array, State]:
-        xp = array_api_compat.array_namespace(dy)
+        xp = namespace_of(dy)
         dy = dy[:, None, :]
         return {}, xp.where(residuals, dy, xp.zeros_like(dy)), None
 
@@ -276,7 +271,7 @@ class Max(Layer):
 # ---------------------------------------------------------------------- dropout and composition
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Dropout(Layer):
     """In training, zero each entry with probability `p` and scale the others by 1 / (1 - p).
 
@@ -306,15 +301,15 @@ class Dropout(Layer):
         self, params: Params, x: Array, state: State, lengths: Array | None, masks: Any
     ) -> tuple[Array, State, Any]:
         y = x if masks is None else x * masks
-        return zero_padding(array_api_compat.array_namespace(x), y, lengths), None, (masks, lengths)
+        return zero_padding(namespace_of(x), y, lengths), None, (masks, lengths)
 
     def backward(self, params: Params, residuals: Any, dy: Array, dstate: State) -> tuple[Params, Array, State]:
         masks, lengths = residuals
-        dx = zero_padding(array_api_compat.array_namespace(dy), dy, lengths)
+        dx = zero_padding(namespace_of(dy), dy, lengths)
         return {}, dx if masks is None else dx * masks, None
 
 
-@dataclass(frozen=True, init=False)
+@dataclass(frozen=True, init=False, repr=False)
 class Sequential(Layer):
     """Layers one after another.
 
@@ -346,7 +341,8 @@ class Sequential(Layer):
         object.__setattr__(self, "layers", tuple(layers))
         if not layers:
             raise InputError("Sequential expects at least one layer, got none")
-        for k, layer in enumerate(layers):
+        given: tuple[Any, ...] = layers
+        for k, layer in enumerate(given):
             if not isinstance(layer, Layer):
                 hint = "; pass the layers one by one, not as a list" if isinstance(layer, (list, tuple)) else ""
                 raise InputError(f"layer {k} of Sequential must be a layer, got {type(layer).__name__}{hint}")
@@ -435,9 +431,7 @@ class Sequential(Layer):
             residuals.append(saved)
         return x, tuple(finals), residuals
 
-    def backward(
-        self, params: Params, residuals: Any, dy: Array, dstate: State
-    ) -> tuple[Params, Array | None, State]:
+    def backward(self, params: Params, residuals: Any, dy: Array, dstate: State) -> tuple[Params, Array | None, State]:
         count = len(self.layers)
         dfinals = (None,) * count if dstate is None else dstate
         dinitials: list[State] = [None] * count

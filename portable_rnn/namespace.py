@@ -62,7 +62,7 @@ class Backend:
 
     @property
     def dtype_name(self) -> str:
-        """"float32" or "float64"."""
+        """ "float32" or "float64"."""
         return dtype_name(self.xp, self.dtype)
 
     def __str__(self) -> str:
@@ -119,8 +119,8 @@ def backend(
     Examples
     --------
     >>> import portable_rnn as prnn
-    >>> prnn.backend("numpy", dtype="float64")
-    Backend(numpy float64 on cpu)
+    >>> str(prnn.backend("numpy", dtype="float64"))
+    'numpy float64 on cpu'
     """
     if library is None:
         library = os.environ.get("PORTABLE_RNN_BACKEND") or "numpy"
@@ -133,8 +133,8 @@ def backend(
     elif isinstance(library, ModuleType):
         xp = _namespace_of_module(library)
     elif is_array(library):
-        xp = array_api_compat.array_namespace(library)
-        device = array_api_compat.device(library) if device is None else device
+        xp = namespace_of(library)
+        device = device_of(library) if device is None else device
         if dtype is None and xp.isdtype(library.dtype, "real floating"):
             dtype = library.dtype
     else:
@@ -152,8 +152,8 @@ def backend(
 def backend_of(*arrays: Array) -> Backend:
     """The library, device and dtype of an array, without checks that would cost time in a training step."""
     x = arrays[0]
-    xp = array_api_compat.array_namespace(x)
-    return Backend(library_name(xp), xp, array_api_compat.device(x), x.dtype)
+    xp = namespace_of(x)
+    return Backend(library_name(xp), xp, device_of(x), x.dtype)
 
 
 def backends() -> list[BackendInfo]:
@@ -229,9 +229,7 @@ def to_numpy(x: Any) -> np.ndarray[Any, Any]:
     >>> prnn.to_numpy([[1, 2]]).shape
     (1, 2)
     """
-    if isinstance(x, np.ndarray):
-        return x
-    if not is_array(x):
+    if isinstance(x, (np.ndarray, np.generic)) or not is_array(x):
         return _host_array(x)
     if array_api_compat.is_torch_array(x):
         x = x.detach()
@@ -240,7 +238,7 @@ def to_numpy(x: Any) -> np.ndarray[Any, Any]:
 
 def is_array(x: object) -> bool:
     """Whether `x` is an array of a library that follows the standard."""
-    return array_api_compat.is_array_api_obj(x)
+    return bool(array_api_compat.is_array_api_obj(x))
 
 
 def is_traced(x: Array) -> bool:
@@ -249,7 +247,7 @@ def is_traced(x: Array) -> bool:
         return False
     import jax
 
-    return isinstance(x, jax.core.Tracer)
+    return bool(isinstance(x, jax.core.Tracer))
 
 
 @functools.lru_cache(maxsize=64)
@@ -266,7 +264,7 @@ def dtype_name(xp: Any, dtype: Any) -> str:
     return next((n for n in names if hasattr(xp, n) and dtype == getattr(xp, n)), str(dtype))
 
 
-def check_same_backend(expected: Backend, arrays: Mapping[str, Array], *, whose: str = "the parameters") -> None:
+def check_same_backend(expected: Backend, arrays: Mapping[str, Array], *, whose: str = "the parameters are") -> None:
     """Refuse arrays of another library, device or floating dtype than `expected`.
 
     Raises
@@ -278,24 +276,31 @@ def check_same_backend(expected: Backend, arrays: Mapping[str, Array], *, whose:
         if x is None:
             continue
         if not is_array(x):
-            raise BackendError(
-                f"{name} must be an array of {expected.name}, got {type(x).__name__}: "
-                f"pass portable_rnn.asarray({name}, ...) "
-            )
-        xp = array_api_compat.array_namespace(x)
-        device = array_api_compat.device(x)
-        fix = f"move it with portable_rnn.asarray({name}, model.backend) or portable_rnn.backend({expected.name!r})"
-        if xp is not expected.xp:
-            raise BackendError(
-                f"{name} is an array of {library_name(xp)}, but {whose} are arrays of {expected.name}: {fix}"
-            )
+            raise BackendError(f"{name} must be an array, got {type(x).__name__}: {_move(name, expected, whose)}")
+        xp, device = namespace_of(x), device_of(x)
         # inside a JAX trace neither side has a device
-        if device != expected.device and device is not None and expected.device is not None:
-            raise BackendError(f"{name} is on {device}, but {whose} are on {expected.device}: {fix}")
-        if xp.isdtype(x.dtype, "real floating") and x.dtype != expected.dtype:
-            raise BackendError(
-                f"{name} is {dtype_name(xp, x.dtype)}, but {whose} are {expected.dtype_name}: {fix}"
-            )
+        elsewhere = device != expected.device and device is not None and expected.device is not None
+        other_dtype = x.dtype != expected.dtype and xp.isdtype(x.dtype, "real floating")
+        if xp is not expected.xp or elsewhere or other_dtype:
+            received = f"{library_name(xp)} {dtype_name(xp, x.dtype)} on {device}"
+            raise BackendError(f"{name} is {received}, but {whose} {expected}: {_move(name, expected, whose)}")
+
+
+def _move(name: str, expected: Backend, whose: str) -> str:
+    target = f"portable_rnn.backend({expected.name!r}, dtype={expected.dtype_name!r})"
+    return f"move it with portable_rnn.asarray({name}, {'model.backend' if 'model' in whose else target})"
+
+
+def namespace_of(x: Array) -> Any:
+    """The array API namespace of an array."""
+    if array_api_compat.is_jax_array(x):
+        return sys.modules["jax.numpy"]  # array_namespace makes an array to ask, which a transfer guard forbids
+    return array_api_compat.array_namespace(x)
+
+
+def device_of(x: Array) -> Any:
+    """The device that holds an array; None inside a JAX trace."""
+    return array_api_compat.device(x)
 
 
 def leaves(tree: Any) -> Iterator[Array]:
@@ -374,8 +379,7 @@ def _namespace_of_module(module: ModuleType) -> Any:
         return _import_namespace(name)
     if not hasattr(module, "__array_namespace_info__"):
         raise BackendError(
-            f"module {module.__name__!r} does not follow the array API standard: "
-            "it has no __array_namespace_info__"
+            f"module {module.__name__!r} does not follow the array API standard: it has no __array_namespace_info__"
         )
     return module
 
@@ -392,7 +396,7 @@ def _resolve_device(name: str, xp: Any, device: Any) -> Any:
             return xp.cuda.Device(int(str(device).rpartition(":")[2]) if isinstance(device, str) else device)
         elif name == "array_api_strict" and isinstance(device, str):
             device = xp.Device(device)
-        return array_api_compat.device(xp.empty(1, dtype=xp.float32, device=device))
+        return device_of(xp.empty(1, dtype=xp.float32, device=device))
     except Exception as error:
         what = f"device {device!r}" if device is not None else "a default device"
         raise BackendError(

@@ -10,7 +10,6 @@ import math
 from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
-import array_api_compat
 import numpy as np
 
 from .activations import activation
@@ -18,6 +17,7 @@ from .cells import Cell, ElmanCell, GRUCell, LSTMCell, summed_outer
 from .errors import InputError
 from .execution import jit, scan, stacked
 from .layer import Layer, check_rank_and_features, inverse_sqrt, keep_mask, uniform, valid_steps
+from .namespace import device_of, namespace_of
 from .typing import Array, Params, State
 
 __all__ = ["GRU", "LSTM", "RNN"]
@@ -140,7 +140,7 @@ def _state_sizes(layer: Any) -> tuple[int, ...]:
 def _stack_forward(
     params: Params, x: Array, state: State, lengths: Array | None, masks: Any, *, layer: Any
 ) -> tuple[Array, State, Any]:
-    xp = array_api_compat.array_namespace(x)
+    xp = namespace_of(x)
     batch, steps, _ = x.shape
     y = xp.permute_dims(x, (1, 2, 0))
     valid = None
@@ -189,7 +189,7 @@ def _stack_backward(
     residuals, between = residuals
     x, hs = residuals[0][:2]
     out = hs.shape[1]
-    xp = array_api_compat.array_namespace(x)
+    xp = namespace_of(x)
     dfinal = _columns(xp, layer, dstate, x.shape[2], x)
     dhs = xp.permute_dims(dy, (1, 2, 0))
     grads: Params = {}
@@ -214,9 +214,7 @@ def _stack_backward(
             grads |= {name + suffix: g for name, g in found.items()}
             dinputs.append(dinput)
         dhs = dinputs[0] if len(dinputs) == 1 else dinputs[0] + dinputs[1]
-    dstates = tuple(
-        xp.permute_dims(xp.stack([d[part] for d in dinitials]), (0, 2, 1)) for part in range(len(dfinal))
-    )
+    dstates = tuple(xp.permute_dims(xp.stack([d[part] for d in dinitials]), (0, 2, 1)) for part in range(len(dfinal)))
     return (
         {name: grads[name] for name in params},
         xp.permute_dims(dhs, (2, 0, 1)),
@@ -227,7 +225,7 @@ def _stack_backward(
 def _columns(xp: Any, layer: Any, state: State, batch: int, like: Array) -> tuple[Array, ...]:
     """A public state (L, B, H) feature-first, (L, H, B), each of its arrays; zeros for None."""
     count = layer.num_layers * (2 if layer.bidirectional else 1)
-    device = array_api_compat.device(like)
+    device = device_of(like)
     sizes = _state_sizes(layer)
     parts = (None,) * len(sizes) if state is None else state if isinstance(state, (tuple, list)) else (state,)
     return tuple(
@@ -244,14 +242,12 @@ def _columns(xp: Any, layer: Any, state: State, batch: int, like: Array) -> tupl
 def _forward(
     self: Any, params: Params, x: Array, state: State, lengths: Array | None, masks: Any
 ) -> tuple[Array, State, Any]:
-    run = jit(array_api_compat.array_namespace(x), _stack_forward, static=("layer",))
+    run = jit(namespace_of(x), _stack_forward, static=("layer",))
     return run(params, x, state, lengths, masks, layer=self)
 
 
-def _backward(
-    self: Any, params: Params, residuals: Any, dy: Array, dstate: State
-) -> tuple[Params, Array, State]:
-    run = jit(array_api_compat.array_namespace(residuals[0][0][0]), _stack_backward, static=("layer",))
+def _backward(self: Any, params: Params, residuals: Any, dy: Array, dstate: State) -> tuple[Params, Array, State]:
+    run = jit(namespace_of(residuals[0][0][0]), _stack_backward, static=("layer",))
     return run(params, residuals, dy, dstate, layer=self)
 
 
@@ -323,7 +319,7 @@ def check_probability(name: str, value: Any) -> None:
         raise InputError(f"{name} must be a probability in [0, 1), got {value!r}")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class RNN(Layer):
     """Elman network: ``h' = f(Wx @ x + Wh @ h + b)``.
 
@@ -367,7 +363,9 @@ class RNN(Layer):
     dropout: float = 0.0
     recurrent_dropout: float = 0.0
 
-    __post_init__ = _check_configuration
+    def __post_init__(self) -> None:
+        _check_configuration(self)
+
     in_width = property(_in_width)
     out_width = _out_width
     parameter_shapes = _stack_parameter_shapes
@@ -384,7 +382,7 @@ class RNN(Layer):
         return ElmanCell(self.nonlinearity)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class LSTM(Layer):
     """Long short-term memory.
 
@@ -441,7 +439,8 @@ class LSTM(Layer):
         _check_configuration(self)
         if not isinstance(self.proj_size, (int, np.integer)) or not 0 <= self.proj_size < self.hidden_size:
             raise InputError(
-                f"proj_size must be 0 (no projection) or less than hidden_size {self.hidden_size}, got {self.proj_size!r}"
+                f"proj_size must be 0 (no projection) or less than hidden_size {self.hidden_size}, "
+                f"got {self.proj_size!r}"
             )
 
     @property
@@ -450,7 +449,7 @@ class LSTM(Layer):
         return LSTMCell(self.proj_size, self.peepholes, self.activation, self.recurrent_activation)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class GRU(Layer):
     """Gated recurrent unit.
 
@@ -492,7 +491,9 @@ class GRU(Layer):
     activation: str = "tanh"
     recurrent_activation: str = "sigmoid"
 
-    __post_init__ = _check_configuration
+    def __post_init__(self) -> None:
+        _check_configuration(self)
+
     in_width = property(_in_width)
     out_width = _out_width
     parameter_shapes = _stack_parameter_shapes

@@ -54,9 +54,7 @@ class Standardizer:
                 f"Standardizer: expected mean and std of one shape (columns,), received "
                 f"{self.mean.shape} and {self.std.shape}: use Standardizer.fit(values)"
             )
-        if not (
-            np.isfinite(self.mean).all() and np.isfinite(self.std).all() and (self.std > 0).all()
-        ):
+        if not (np.isfinite(self.mean).all() and np.isfinite(self.std).all() and (self.std > 0).all()):
             raise InputError(
                 "Standardizer: expected finite means and positive finite standard deviations, "
                 "received "

@@ -122,8 +122,7 @@ def read_csv(
     """
     if isinstance(inputs, str):
         raise InputError(
-            f"inputs: expected a list of column names, received the text {inputs!r}: "
-            f"write inputs=[{inputs!r}]"
+            f"inputs: expected a list of column names, received the text {inputs!r}: write inputs=[{inputs!r}]"
         )
     if inputs is not None and not inputs:
         raise InputError(
@@ -136,9 +135,7 @@ def read_csv(
     times = _find_times(cells) if time is None else _times(cells, time)
     if inputs is None:
         chosen = tuple(
-            name
-            for name in cells.names
-            if name == target or (name and name != time and _is_numeric(cells.named(name)))
+            name for name in cells.names if name == target or (name and name != time and _is_numeric(cells.named(name)))
         )
     else:
         chosen = tuple(inputs)
@@ -228,8 +225,7 @@ def _read_cells(path: str | os.PathLike[str]) -> _Cells:
 def _check_header(path: str | os.PathLike[str], names: tuple[str, ...]) -> None:
     if all(not name or _number(name) is not None for name in names):
         raise InputError(
-            f"{path}: expected column names in the first line, received "
-            f"{_short(', '.join(names))}: add a header line"
+            f"{path}: expected column names in the first line, received {_short(', '.join(names))}: add a header line"
         )
     for name in names:
         if name and names.count(name) > 1:
@@ -248,9 +244,7 @@ def _require_column(cells: _Cells, name: str) -> None:
     advice = f"did you mean {folded[near[0]]!r}?" if near else "name one of these"
     listed = ", ".join(repr(known) for known in names[:20])
     more = f" and {len(names) - 20} more" if len(names) > 20 else ""
-    raise InputError(
-        f"{cells.path}: expected a column of the file ({listed}{more}), received {name!r}: {advice}"
-    )
+    raise InputError(f"{cells.path}: expected a column of the file ({listed}{more}), received {name!r}: {advice}")
 
 
 def _number(text: str) -> float | None:

@@ -30,9 +30,7 @@ from numpy.typing import NDArray
 
 __all__ = ["Dataset", "load_co2", "load_seattle_temps", "load_seattle_weather", "load_sunspots"]
 
-_NOAA_LICENCE = (
-    "Public domain: a work of the U.S. government (NOAA), see https://www.weather.gov/disclaimer"
-)
+_NOAA_LICENCE = "Public domain: a work of the U.S. government (NOAA), see https://www.weather.gov/disclaimer"
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,8 +132,7 @@ def load_seattle_temps() -> Dataset:
         values=values,
         times=times,
         units=("°F",),
-        source="NOAA National Climatic Data Center, hourly normals, Seattle; seattle-temps.csv of "
-        "vega_datasets 0.9.0",
+        source="NOAA National Climatic Data Center, hourly normals, Seattle; seattle-temps.csv of vega_datasets 0.9.0",
         licence=_NOAA_LICENCE,
         description="Hourly temperature of an average year in Seattle: climate normals dated 2010, "
         "not "
@@ -176,8 +173,7 @@ def load_seattle_weather() -> Dataset:
         values=values,
         times=times,
         units=("mm", "°C", "°C", "m/s"),
-        source="NOAA National Climatic Data Center, daily records, Seattle; seattle-weather.csv of "
-        "vega_datasets 0.9.0",
+        source="NOAA National Climatic Data Center, daily records, Seattle; seattle-weather.csv of vega_datasets 0.9.0",
         licence=_NOAA_LICENCE,
         description="Daily precipitation, highest and lowest temperature and mean wind speed in "
         "Seattle, "
