@@ -9,7 +9,6 @@ import contextlib
 import dataclasses
 import json
 import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +95,8 @@ def write_checkpoint(
     loss: str | None = None,
 ) -> None:
     """Write network and parameters to one file, whole or not at all."""
+    import tempfile  # brings zip, bz2 and lzma along
+
     target = Path(path)
     variants = _gru_variants(network)
     passport = {

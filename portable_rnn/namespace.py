@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import importlib
-import importlib.metadata
 import importlib.util
 import os
 import sys
@@ -447,6 +446,8 @@ def _devices(target: Backend) -> tuple[str, ...]:
 
 
 def _version(name: str) -> str:
+    import importlib.metadata  # takes 20 ms to import
+
     for distribution in _DISTRIBUTIONS.get(name, (name,)):
         try:
             return importlib.metadata.version(distribution)

@@ -24,9 +24,12 @@ import gzip
 import io
 from dataclasses import dataclass
 from importlib import resources
+from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 __all__ = ["Dataset", "load_co2", "load_seattle_temps", "load_seattle_weather", "load_sunspots"]
 
