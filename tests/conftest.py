@@ -1,0 +1,239 @@
+"""The `backend` fixture: every behavioural test is written once and runs on every array library.
+
+``pytest --backend NAME`` (repeatable) picks from the names in `ENTRIES`; without it all of them run. What this machine
+can't run is skipped with its reason.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import os
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import array_api_compat
+import hypothesis
+import numpy as np
+import pytest
+from hypothesis import strategies as st
+
+import portable_rnn as prnn
+
+# Both must be set before the library's first use. JAX: float64. dpnp: Intel's OpenCL CPU device from its wheel.
+os.environ.setdefault("JAX_ENABLE_X64", "1")
+_OPENCL_CPU = Path(sys.prefix, "lib", "libintelocl.so")
+if _OPENCL_CPU.exists():
+    os.environ.setdefault("OCL_ICD_FILENAMES", str(_OPENCL_CPU))
+
+hypothesis.settings.register_profile(
+    "deterministic",
+    derandomize=True,
+    database=None,
+    deadline=None,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+)
+hypothesis.settings.load_profile("deterministic")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One column of the matrix."""
+
+    library: str
+    device: str | None = None
+    jitted: bool = False  # the public call is traced under jax.jit
+    read_only: bool = False  # every input array refuses writes
+    examples: int = 10  # of hypothesis: few where an operation or a compilation is slow
+
+
+ENTRIES = {
+    "numpy": Entry("numpy", examples=25),
+    "numpy-readonly": Entry("numpy", read_only=True),
+    "jax": Entry("jax", examples=2),
+    "jax-jit": Entry("jax", jitted=True, examples=2),
+    "torch": Entry("torch"),
+    "array_api_strict": Entry("array_api_strict"),
+    "array_api_strict-device1": Entry("array_api_strict", device="device1", examples=5),
+    "dpnp": Entry("dpnp", examples=2),
+    "cupy": Entry("cupy"),
+}
+
+
+@dataclass(frozen=True)
+class BackendUnderTest:
+    """Runs layers on one array library, from NumPy arrays to NumPy arrays.
+
+    Attributes
+    ----------
+    name : str
+        A key of `ENTRIES`.
+    target : portable_rnn.Backend
+        The library and device, in float64.
+    entry : Entry
+    """
+
+    name: str
+    target: prnn.Backend
+    entry: Entry
+
+    def array(self, tree: Any) -> Any:
+        """A nest of NumPy arrays as arrays of this library; dtypes stay as they are."""
+        return _map(self._one_array, tree)
+
+    def numpy(self, tree: Any) -> Any:
+        """The way back, which also checks that every array is where and what it should be."""
+        return _map(self._one_numpy, tree)
+
+    def apply(
+        self,
+        layer: prnn.Layer,
+        params: Any,
+        x: Any,
+        state: Any = None,
+        lengths: Any = None,
+        masks: Any = None,
+    ) -> tuple[Any, Any]:
+        """``layer.apply``: (y, final state)."""
+        run = _jitted_apply(layer) if self.entry.jitted else functools.partial(_apply, layer)
+        arrays = self.array((params, x, state))
+        return self.numpy(run(*arrays, self._lengths(lengths), self.array(masks)))
+
+    def vjp(
+        self,
+        layer: prnn.Layer,
+        params: Any,
+        x: Any,
+        state: Any = None,
+        lengths: Any = None,
+        masks: Any = None,
+        dy: Any = None,
+        dstate: Any = None,
+    ) -> tuple[Any, Any, Any, Any, Any]:
+        """``layer.vjp`` and its pullback: (y, final state, dparams, dx, dstate)."""
+        run = _jitted_vjp(layer) if self.entry.jitted else functools.partial(_vjp, layer)
+        arrays = self.array((params, x, state))
+        return self.numpy(
+            run(*arrays, self._lengths(lengths), self.array(masks), *self.array((dy, dstate)))
+        )
+
+    def for_all(
+        self, strategy: st.SearchStrategy[Any], *, example: Any = None
+    ) -> Callable[[Callable[[Any], None]], None]:
+        """Decorate a check: it runs at once on `example` and on as many others as this library has speed for."""
+
+        def run(check: Callable[[Any], None]) -> None:
+            test = hypothesis.given(strategy)(check)
+            if example is not None:
+                test = hypothesis.example(example)(test)
+            hypothesis.settings(max_examples=self.entry.examples)(test)()
+
+        return run
+
+    def _one_array(self, x: np.ndarray[Any, Any]) -> Any:
+        x = np.asarray(x)
+        if self.entry.read_only:
+            x = x.copy()
+            x.flags.writeable = False
+            return x
+        dtype = x.dtype.name if x.dtype.kind == "f" else None
+        return prnn.asarray(x, self.target, dtype=dtype)
+
+    def _one_numpy(self, x: Any) -> np.ndarray[Any, Any]:
+        assert array_api_compat.array_namespace(x) is self.target.xp
+        assert array_api_compat.device(x) == self.target.device
+        return prnn.to_numpy(x)
+
+    def _lengths(self, lengths: Any) -> Any:
+        # a traced call takes an array; elsewhere a plain list, as most users have it
+        return self.array(np.asarray(lengths)) if self.entry.jitted and lengths is not None else lengths
+
+
+def _map(function: Callable[[Any], Any], tree: Any) -> Any:
+    if tree is None:
+        return None
+    if isinstance(tree, dict):
+        return {key: _map(function, branch) for key, branch in tree.items()}
+    if isinstance(tree, (tuple, list)):
+        return type(tree)(_map(function, branch) for branch in tree)
+    return function(tree)
+
+
+def _apply(layer: prnn.Layer, params: Any, x: Any, state: Any, lengths: Any, masks: Any) -> Any:
+    return layer.apply(params, x, state, lengths, masks=masks)
+
+
+def _vjp(
+    layer: prnn.Layer, params: Any, x: Any, state: Any, lengths: Any, masks: Any, dy: Any, dstate: Any
+) -> Any:
+    y, final, pullback = layer.vjp(params, x, state, lengths, masks=masks)
+    return (y, final, *pullback(dy, dstate))
+
+
+@functools.lru_cache(maxsize=None)
+def _jitted_apply(layer: prnn.Layer) -> Any:
+    import jax
+
+    return jax.jit(functools.partial(_apply, layer))
+
+
+@functools.lru_cache(maxsize=None)
+def _jitted_vjp(layer: prnn.Layer) -> Any:
+    import jax
+
+    return jax.jit(functools.partial(_vjp, layer))
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--backend",
+        action="append",
+        choices=list(ENTRIES),
+        help="run the matrix on this backend only (repeatable; default: all that are usable here)",
+    )
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "backend" in metafunc.fixturenames:
+        names = metafunc.config.getoption("--backend") or list(ENTRIES)
+        metafunc.parametrize("backend", names, indirect=True, scope="session")
+
+
+@pytest.fixture(scope="session")
+def backend(request: pytest.FixtureRequest) -> BackendUnderTest:
+    """One array library; see `BackendUnderTest`."""
+    name: str = request.param
+    entry = ENTRIES[name]
+    library: Any = entry.library
+    if library not in sys.modules and importlib.util.find_spec(library) is None:
+        pytest.skip(f"{library} is not installed")
+    if library == "array_api_strict":
+        library = pytest.importorskip("array_api_strict")
+    try:
+        target = prnn.backend(library, device=entry.device, dtype="float64")
+    except prnn.BackendError as error:
+        if name == "cupy":
+            pytest.skip(f"no CUDA device: CuPy's arithmetic is not run here ({error})")
+        pytest.skip(str(error))
+    return BackendUnderTest(name, target, entry)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _strict_without_dynamic_shapes() -> Iterator[None]:
+    """The library must need neither boolean-mask indexing nor shapes that depend on values."""
+    if importlib.util.find_spec("array_api_strict") is not None:
+        import array_api_strict
+
+        array_api_strict.set_array_api_strict_flags(
+            boolean_indexing=False, data_dependent_shapes=False
+        )
+    yield
+
+
+@pytest.fixture(autouse=True)
+def _no_backend_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    """``backend()`` must not depend on the environment the tests are started from."""
+    monkeypatch.delenv("PORTABLE_RNN_BACKEND", raising=False)
