@@ -76,7 +76,7 @@ class Huber:
     delta: float = 1.0
 
     def __post_init__(self) -> None:
-        if not self.delta > 0:
+        if not isinstance(self.delta, (int, float)) or not self.delta > 0:
             raise InputError(f"delta must be positive, got {self.delta!r}")
 
     def __call__(self, prediction: Array, target: Array, lengths: Array | None = None) -> tuple[Array, Array]:
@@ -103,8 +103,9 @@ def binary_cross_entropy(prediction: Array, target: Array, lengths: Array | None
     """
 
     def value_and_slope(xp: Any, p: Array, t: Array) -> tuple[Array, Array]:
-        softplus = xp.log1p(xp.exp(-xp.abs(p))) + xp.maximum(p, xp.zeros_like(p))
-        return softplus - t * p, sigmoid(xp, p) - t
+        # log(1 + exp(p)) - t * p, the large terms first: they cancel exactly where the output is sure and right
+        value = (xp.maximum(p, xp.zeros_like(p)) - t * p) + xp.log1p(xp.exp(-xp.abs(p)))
+        return value, sigmoid(xp, p) - t
 
     return _elementwise(prediction, target, lengths, value_and_slope)
 
@@ -150,6 +151,8 @@ def cross_entropy(prediction: Array, target: Array, lengths: Array | None = None
                 f"class targets of cross_entropy must be integers, got {dtype_name(xp, target.dtype)}: "
                 f"pass integers of shape {shape[:-1]} or one-hot rows of shape {shape}"
             )
+        if xp.iinfo(target.dtype).max < shape[-1]:  # uint8 can't count 300 classes
+            target = xp.astype(target, xp.int32)
         classes = xp.arange(shape[-1], dtype=target.dtype, device=backend_of(target).device)
         target = target[..., None] == classes
     shifted = prediction - xp.max(prediction, axis=-1, keepdims=True)
