@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any, Protocol, TypeAlias
 
 import numpy as np
@@ -30,6 +31,7 @@ __all__ = [
     "global_norm",
     "optimizer_of",
     "piecewise_constant",
+    "positive_number",
     "rmsprop",
     "sgd",
     "warmup_cosine_decay",
@@ -150,10 +152,10 @@ def sgd(learning_rate: float | Schedule = 0.01, momentum: float = 0.0, nesterov:
     >>> params["w"].tolist()
     [0.9]
     """
-    _check(learning_rate, momentum=momentum)
+    momentum = _decay("momentum", momentum)
     if nesterov and not momentum:
         raise InputError("nesterov=True needs a momentum above 0, got momentum=0")
-    return Sgd(learning_rate, momentum, nesterov)
+    return Sgd(_learning_rate(learning_rate), momentum, nesterov)
 
 
 def rmsprop(learning_rate: float | Schedule = 0.01, decay: float = 0.99, eps: float = 1e-8) -> RMSprop:
@@ -161,8 +163,7 @@ def rmsprop(learning_rate: float | Schedule = 0.01, decay: float = 0.99, eps: fl
 
     Source: Hinton, Neural networks for machine learning, lecture 6 (2012).
     """
-    _check(learning_rate, decay=decay)
-    return RMSprop(learning_rate, decay, eps)
+    return RMSprop(_learning_rate(learning_rate), _decay("decay", decay), positive_number("eps", eps))
 
 
 def adam(learning_rate: float | Schedule = 1e-3, beta1: float = 0.9, beta2: float = 0.999, eps: float = 1e-8) -> Adam:
@@ -170,8 +171,7 @@ def adam(learning_rate: float | Schedule = 1e-3, beta1: float = 0.9, beta2: floa
 
     Source: Kingma and Ba (2014), arXiv:1412.6980.
     """
-    _check(learning_rate, beta1=beta1, beta2=beta2)
-    return Adam(learning_rate, beta1, beta2, eps)
+    return adamw(learning_rate, beta1, beta2, eps, weight_decay=0.0)
 
 
 def adamw(
@@ -185,10 +185,15 @@ def adamw(
 
     Source: Loshchilov and Hutter (2017), arXiv:1711.05101.
     """
-    _check(learning_rate, beta1=beta1, beta2=beta2)
-    if not weight_decay >= 0:
-        raise InputError(f"weight_decay must not be negative, got {weight_decay!r}")
-    return Adam(learning_rate, beta1, beta2, eps, weight_decay)
+    if not _is_number(weight_decay) or not 0 <= weight_decay < math.inf:
+        raise InputError(f"weight_decay must be a finite number of at least 0, got {weight_decay!r}")
+    return Adam(
+        _learning_rate(learning_rate),
+        _decay("beta1", beta1),
+        _decay("beta2", beta2),
+        positive_number("eps", eps),
+        float(weight_decay),
+    )
 
 
 _OPTIMIZERS: dict[str, Callable[[], Any]] = {"sgd": sgd, "rmsprop": rmsprop, "adam": adam, "adamw": adamw}
@@ -221,6 +226,11 @@ def global_norm(grads: Params) -> Array:
 def clip_by_global_norm(grads: Params, max_norm: float, norm: Array | None = None) -> Params:
     """Scale all gradients together so that their global norm is at most `max_norm`.
 
+    Raises
+    ------
+    InputError
+        `max_norm` is not a positive finite number.
+
     Source: Pascanu, Mikolov and Bengio (2013), arXiv:1211.5063.
 
     Examples
@@ -230,6 +240,7 @@ def clip_by_global_norm(grads: Params, max_norm: float, norm: Array | None = Non
     [1.5, 2.0]
     """
     xp = _namespace(grads)
+    max_norm = positive_number("max_norm", max_norm)
     norm = global_norm(grads) if norm is None else norm
     scale = max_norm / xp.maximum(norm, xp.full_like(norm, max_norm))
     return {k: g * scale for k, g in grads.items()}
@@ -326,14 +337,35 @@ def _rate(learning_rate: float | Schedule, state: OptimizerState) -> Any:
 
 
 def _count(count: Any) -> tuple[Any, Any]:
-    if isinstance(count, (int, float)):
+    if isinstance(count, (int, float, np.generic)):
         count = np.asarray(float(count))
-    return namespace_of(count), count
+    xp = namespace_of(count)
+    if not xp.isdtype(count.dtype, "real floating"):
+        count = xp.astype(count, xp.__array_namespace_info__().default_dtypes()["real floating"])
+    return xp, count
 
 
-def _check(learning_rate: Any, **decays: float) -> None:
-    if not callable(learning_rate) and not (math.isfinite(learning_rate) and learning_rate > 0):
-        raise InputError(f"learning_rate must be positive, or a schedule, got {learning_rate!r}")
-    for name, value in decays.items():
-        if not 0 <= value < 1:
-            raise InputError(f"{name} must lie in [0, 1), got {value!r}")
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Real)
+
+
+def positive_number(name: str, value: Any) -> float:
+    """`value` as a float; an InputError unless it is a positive finite number."""
+    if not _is_number(value) or not 0 < value < math.inf:
+        raise InputError(f"{name} must be a positive finite number, got {value!r}")
+    return float(value)
+
+
+def _learning_rate(value: Any) -> float | Schedule:
+    if callable(value):
+        schedule: Schedule = value
+        return schedule
+    if not _is_number(value) or not 0 < value < math.inf:
+        raise InputError(f"learning_rate must be positive, or a schedule, got {value!r}")
+    return float(value)  # NumPy's own scalars don't multiply every library's arrays
+
+
+def _decay(name: str, value: Any) -> float:
+    if not _is_number(value) or not 0 <= value < 1:
+        raise InputError(f"{name} must lie in [0, 1), got {value!r}")
+    return float(value)
