@@ -1,6 +1,6 @@
 """Recurrent networks that run where your arrays already live."""
 
-from . import losses
+from . import activations, cells, losses
 from .errors import BackendError, InputError, MissingDependencyError, NonFiniteError
 from .layer import Layer
 from .layers import Dropout, Embedding, Last, Linear, Max, Mean, Sequential
@@ -17,7 +17,7 @@ from .optimizers import (
     sgd,
     warmup_cosine_decay,
 )
-from .recurrent import GRU, LSTM, RNN
+from .recurrent import GRU, LSTM, RNN, Recurrent
 from .training import EarlyStopping, History
 from .version import __version__
 
@@ -41,13 +41,16 @@ __all__ = [
     "MissingDependencyError",
     "Model",
     "NonFiniteError",
+    "Recurrent",
     "Sequential",
     "__version__",
+    "activations",
     "adam",
     "adamw",
     "asarray",
     "backend",
     "backends",
+    "cells",
     "clip_by_global_norm",
     "cosine_decay",
     "exponential_decay",

@@ -7,6 +7,8 @@ is ``1 - y**2``. Evaluating it at ``tanh(y)`` instead is the first fault of the 
 from __future__ import annotations
 
 import dataclasses
+import functools
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -14,7 +16,7 @@ from .errors import InputError
 from .namespace import device_of
 from .typing import Array
 
-__all__ = ["Activation", "GateBlock", "activation"]
+__all__ = ["ACTIVATIONS", "Activation", "GateBlock", "activation", "split_rows"]
 
 Forward = Callable[[Any, Array], Array]
 
@@ -46,8 +48,8 @@ def relu(xp: Any, a: Array) -> Array:
     return xp.maximum(a, xp.zeros_like(a))  # not `where`: a NaN must stay one
 
 
-def _step(xp: Any, y: Array) -> Array:
-    return xp.where(y > 0, xp.ones_like(y), xp.zeros_like(y))
+def _positive(xp: Any, y: Array) -> Array:
+    return xp.astype(y > 0, y.dtype)
 
 
 def _softsign(xp: Any, a: Array) -> Array:
@@ -58,31 +60,111 @@ def _softplus(xp: Any, a: Array) -> Array:
     return xp.log1p(xp.exp(-xp.abs(a))) + relu(xp, a)
 
 
-_ACTIVATIONS = {
-    entry.name: entry
-    for entry in (
-        Activation("tanh", lambda xp, a: xp.tanh(a), lambda xp, y: 1 - y * y),
-        Activation("sigmoid", sigmoid, lambda xp, y: y * (1 - y)),
-        Activation("relu", relu, _step),
-        Activation("identity", lambda xp, a: a, lambda xp, y: xp.ones_like(y)),
-        Activation("softsign", _softsign, lambda xp, y: (1 - xp.abs(y)) ** 2),
-        Activation("softplus", _softplus, lambda xp, y: 1 - xp.exp(-y)),
+def _simple(name: str) -> Activation:
+    forward, derivative = {
+        "tanh": (lambda xp, a: xp.tanh(a), lambda xp, y: 1 - y * y),
+        "sigmoid": (sigmoid, lambda xp, y: y * (1 - y)),
+        "relu": (relu, _positive),
+        "identity": (lambda xp, a: a, lambda xp, y: xp.ones_like(y)),
+        "softsign": (_softsign, lambda xp, y: (1 - xp.abs(y)) ** 2),
+        "softplus": (_softplus, lambda xp, y: 1 - xp.exp(-y)),
+        "exponential": (lambda xp, a: xp.exp(a), lambda xp, y: y),
+    }[name]
+    return Activation(name, forward, derivative)
+
+
+def _elu(alpha: float) -> tuple[Forward, Forward]:
+    return (
+        lambda xp, a: xp.where(a > 0, a, alpha * (xp.exp(xp.minimum(a, xp.zeros_like(a))) - 1)),
+        lambda xp, y: xp.where(y > 0, xp.ones_like(y), y + alpha),
     )
+
+
+def _leaky_relu(alpha: float) -> tuple[Forward, Forward]:
+    if not alpha > 0:
+        raise InputError(f"leaky_relu needs a positive slope, got {alpha!r}: use relu for 0")
+    return (
+        lambda xp, a: xp.where(a < 0, alpha * a, a),
+        lambda xp, y: xp.where(y < 0, alpha * xp.ones_like(y), xp.ones_like(y)),
+    )
+
+
+def _thresholded_relu(alpha: float) -> tuple[Forward, Forward]:
+    # a <= alpha, not a > alpha: a NaN must stay one
+    return (
+        lambda xp, a: xp.where(a <= alpha, xp.zeros_like(a), a),
+        lambda xp, y: xp.astype(y != 0, y.dtype),
+    )
+
+
+def _scaled_tanh(alpha: float, beta: float) -> tuple[Forward, Forward]:
+    return (
+        lambda xp, a: alpha * xp.tanh(beta * a),
+        lambda xp, y: beta * (alpha - y * y / alpha),
+    )
+
+
+def _hard_sigmoid(alpha: float, beta: float) -> tuple[Forward, Forward]:
+    return (
+        lambda xp, a: xp.clip(alpha * a + beta, 0.0, 1.0),
+        lambda xp, y: alpha * xp.astype(xp.logical_and(y > 0, y < 1), y.dtype),
+    )
+
+
+def _affine(alpha: float, beta: float) -> tuple[Forward, Forward]:
+    return lambda xp, a: alpha * a + beta, lambda xp, y: alpha * xp.ones_like(y)
+
+
+_SIMPLE = ("tanh", "sigmoid", "relu", "identity", "softsign", "softplus", "exponential")
+# name -> (constructor, its defaults, as ONNX has them)
+_WITH_SETTINGS: dict[str, tuple[Callable[..., tuple[Forward, Forward]], tuple[float, ...]]] = {
+    "elu": (_elu, (1.0,)),
+    "leaky_relu": (_leaky_relu, (0.01,)),
+    "thresholded_relu": (_thresholded_relu, (1.0,)),
+    "scaled_tanh": (_scaled_tanh, (1.0, 1.0)),
+    "hard_sigmoid": (_hard_sigmoid, (0.2, 0.5)),
+    "affine": (_affine, (1.0, 0.0)),
 }
+ACTIVATIONS = (*_SIMPLE, *_WITH_SETTINGS)
 
 
-def activation(name: str) -> Activation:
-    """Look an activation up by its name.
+@functools.lru_cache(maxsize=256)
+def activation(spec: str) -> Activation:
+    """Look an activation up by its name, with settings in brackets where it has some.
+
+    Parameters
+    ----------
+    spec : str
+        One of `ACTIVATIONS`, such as "tanh", "elu" or "hard_sigmoid(0.2, 0.5)".
 
     Raises
     ------
     InputError
-        No activation has this name; the message lists them.
+        No activation has this name or these settings.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> activation("leaky_relu(0.1)").forward(np, np.array([-2.0, 3.0])).tolist()
+    [-0.2, 3.0]
     """
+    found = re.fullmatch(r"\s*(\w+)\s*(?:\(([^()]*)\))?\s*", spec) if isinstance(spec, str) else None
+    name = found[1] if found else None
+    if found is None or name not in ACTIVATIONS:
+        raise InputError(f"unknown activation {spec!r}: expected one of {', '.join(ACTIVATIONS)}")
     try:
-        return _ACTIVATIONS[name]
-    except KeyError:
-        raise InputError(f"unknown activation {name!r}: expected one of {', '.join(_ACTIVATIONS)}") from None
+        given = tuple(float(part) for part in (found[2] or "").split(",") if part.strip())
+    except ValueError:
+        raise InputError(f"the settings of activation {spec!r} must be numbers") from None
+    if name in _SIMPLE:
+        if given:
+            raise InputError(f"activation {name!r} has no settings, got {spec!r}")
+        return _simple(str(name))
+    make, defaults = _WITH_SETTINGS[str(name)]
+    if len(given) > len(defaults):
+        raise InputError(f"activation {name!r} has {len(defaults)} settings, got {spec!r}")
+    forward, derivative = make(*given, *defaults[len(given) :])
+    return Activation(spec, forward, derivative)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,30 +15,62 @@ Everything is feature-first: one sequence is a column.
 ========================= ================ =====================================================================
 
 Gates are row blocks in torch's order: ``i f g o`` (LSTM), ``r u n`` (GRU; torch and cuDNN write ``r z n``, but ``z``
-is taken here). A step returns what its backward needs (the residual) as a tuple of arrays, so that the same code runs
+is taken here). A step returns what its backward needs (the residual) as a dict of arrays, so that the same code runs
 in a Python loop and under ``jax.lax.scan``. What is a sum over time (the weight gradients) is left to
 `parameter_gradients`, one large product after the loop.
+
+A cell of your own is a class with the methods of `Cell`; `portable_rnn.Recurrent` makes a layer of it.
 
 Sources
 -------
 Elman (1990), Finding structure in time. Hochreiter and Schmidhuber (1997), Long short-term memory; Gers, Schmidhuber
 and Cummins (2000), the forget gate; Gers and Schmidhuber (2000), peepholes; Sak, Senior and Beaufays (2014), the
-projection. Cho et al. (2014), the GRU with the reset gate before the product; the variant after it is cuDNN's.
-Gal and Ghahramani (2016), the dropout mask that stays the same for all steps of a sequence.
+projection; Greff et al. (2015), the coupled input and forget gate. Cho et al. (2014), the GRU with the reset gate
+before the product; the variant after it is cuDNN's. Gal and Ghahramani (2016), the dropout mask that stays the same
+for all steps of a sequence.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, Protocol
 
 from .activations import GateBlock, activation, split_rows
 from .execution import stacked
 from .typing import Array, Params
 
-__all__ = ["Cell", "ElmanCell", "GRUCell", "LSTMCell"]
+__all__ = ["Cell", "ElmanCell", "GRUCell", "LSTMCell", "column", "summed_outer", "weight_shapes"]
 
 Arrays = tuple[Array, ...]
+Residual = dict[str, Array]
+Shapes = dict[str, tuple[int, ...]]
+
+
+class Cell(Protocol):
+    """What the time loop needs of a cell. A cell is hashable configuration: a frozen dataclass."""
+
+    def parameter_shapes(self, input_size: int, hidden_size: int, bias: bool) -> Shapes:
+        """Names, without suffix, and shapes of one direction's parameters; ``weight_ih`` is always one."""
+
+    def state_sizes(self, hidden_size: int) -> tuple[int, ...]:
+        """Rows of each array of the state; the first is the output."""
+
+    def prepare(self, xp: Any, p: Params) -> Params:
+        """Do once what all steps share. ``"Wx"`` (G * H, I) is the input weight, ``"b"`` its bias, if any."""
+
+    def step(self, xp: Any, w: Params, z: Array, state: Arrays, drop: Array | None) -> tuple[Arrays, Residual]:
+        """(state) -> (new state, residual). `drop` is a mask of h in the recurrent product, or None."""
+
+    def step_backward(
+        self, xp: Any, w: Params, residual: Residual, dstate: Arrays, drop: Array | None
+    ) -> tuple[Arrays, Array, Residual]:
+        """(cotangent of the new state) -> (cotangent of the old state, dz, what `parameter_gradients` needs)."""
+
+    def parameter_gradients(self, xp: Any, dz: Array, h_before: Array, residuals: Any, emitted: Any) -> Params:
+        """Gradients of all but ``weight_ih``, from stacks over time: dz (T, G * H, B), h_before (T, H, B).
+
+        `residuals` and `emitted` are what the steps returned; `column` takes one of their arrays over all steps.
+        """
 
 
 @dataclass(frozen=True)
@@ -46,29 +78,33 @@ class ElmanCell:
     """``h' = f(Wx @ x + Wh @ h + b)`` (Elman 1990)."""
 
     nonlinearity: str = "tanh"
-    gates: ClassVar[int] = 1
+    clip: float | None = None
+
+    def parameter_shapes(self, input_size: int, hidden_size: int, bias: bool) -> Shapes:
+        return weight_shapes(hidden_size, input_size, hidden_size, bias)
+
+    def state_sizes(self, hidden_size: int) -> tuple[int, ...]:
+        return (hidden_size,)
 
     def prepare(self, xp: Any, p: Params) -> Params:
-        """Do once what all steps share; `p` are one direction's parameters without their suffix."""
         return {"Wx": p["weight_ih"], "Wh": p["weight_hh"], **_summed_bias(p)}
 
-    def step(self, xp: Any, w: Params, z: Array, state: Arrays, drop: Array | None) -> tuple[Arrays, Arrays]:
-        """(state) -> (new state, residual)."""
+    def step(self, xp: Any, w: Params, z: Array, state: Arrays, drop: Array | None) -> tuple[Arrays, Residual]:
         (h,) = state
-        h = activation(self.nonlinearity).forward(xp, z + w["Wh"] @ _dropped(h, drop))
-        return (h,), (h,)
+        a, inside = _clipped(xp, z + w["Wh"] @ _dropped(h, drop), self.clip)
+        h = activation(self.nonlinearity).forward(xp, a)
+        return (h,), {"h": h, **_named("inside", inside)}
 
     def step_backward(
-        self, xp: Any, w: Params, residual: Arrays, dstate: Arrays, drop: Array | None
-    ) -> tuple[Arrays, Array, Arrays]:
-        """(cotangent of the new state) -> (cotangent of the old state, dz, what `parameter_gradients` needs)."""
-        (h,), (dh,) = residual, dstate
-        da = dh * activation(self.nonlinearity).derivative(xp, h)  # h = f(a)
+        self, xp: Any, w: Params, residual: Residual, dstate: Arrays, drop: Array | None
+    ) -> tuple[Arrays, Array, Residual]:
+        (dh,) = dstate
+        da = dh * activation(self.nonlinearity).derivative(xp, residual["h"])  # h = f(a)
+        da = _inside(xp, da, residual.get("inside"))
         dh = _dropped(w["Wh"].T @ da, drop)  # a = z + Wh @ h
-        return (dh,), da, ()
+        return (dh,), da, {}
 
     def parameter_gradients(self, xp: Any, dz: Array, h_before: Array, residuals: Any, emitted: Any) -> Params:
-        """Gradients of all but `weight_ih`, from stacks over time: dz (T, G * H, B), h_before (T, H, B)."""
         db = xp.sum(dz, axis=(0, 2))
         return {"weight_hh": summed_outer(xp, dz, h_before), "bias_ih": db, "bias_hh": db}
 
@@ -82,80 +118,121 @@ class LSTMCell:
         i = s(z_i + Wh_i @ h + p_i * c)        c' = f * c + i * g
         f = s(z_f + Wh_f @ h + p_f * c)        o  = s(z_o + Wh_o @ h + p_o * c')
         g = t(z_g + Wh_g @ h)                  h' = Whr @ (o * t(c'))
+
+    With `coupled`, ``f = 1 - i``, and the gates are ``i g o``.
     """
 
     proj_size: int = 0
     peepholes: bool = False
+    coupled: bool = False
     activation: str = "tanh"
     recurrent_activation: str = "sigmoid"
-    gates: ClassVar[int] = 4
+    output_activation: str | None = None
+    clip: float | None = None
+
+    @property
+    def gates(self) -> int:
+        """Row blocks of the weights."""
+        return 3 if self.coupled else 4
 
     @property
     def _block(self) -> GateBlock:
-        s = self.recurrent_activation
-        return GateBlock((s, s, self.activation, s))
+        s, t = self.recurrent_activation, self.activation
+        return GateBlock((s, t, s) if self.coupled else (s, s, t, s))
+
+    @property
+    def _early(self) -> GateBlock:
+        """The gates before c' is known."""
+        return GateBlock(self._block.names[:-1])
+
+    @property
+    def _squash(self) -> Any:
+        return activation(self.output_activation or self.activation)
+
+    def parameter_shapes(self, input_size: int, hidden_size: int, bias: bool) -> Shapes:
+        out = self.proj_size or hidden_size
+        shapes = weight_shapes(self.gates * hidden_size, input_size, out, bias)
+        if self.proj_size:
+            shapes["weight_hr"] = (self.proj_size, hidden_size)
+        if self.peepholes:
+            shapes["weight_peephole"] = ((self.gates - 1) * hidden_size,)
+        return shapes
+
+    def state_sizes(self, hidden_size: int) -> tuple[int, ...]:
+        return (self.proj_size or hidden_size, hidden_size)
 
     def prepare(self, xp: Any, p: Params) -> Params:
         w = {"Wx": p["weight_ih"], "Wh": p["weight_hh"], **_summed_bias(p)}
         hidden = w["Wx"].shape[0] // self.gates
-        columns = self._block.columns(xp, w["Wx"], hidden)
-        if self.peepholes:
-            w["p_i"], w["p_f"], w["p_o"] = split_rows(p["weight_peephole"][:, None], 3)
-            rows = 3 * hidden
-            w["columns_o"] = columns and tuple(c[rows:, ...] for c in columns)
-            columns = columns and tuple(c[:rows, ...] for c in columns)
         if self.proj_size:
             w["Whr"] = p["weight_hr"]
-        return {**w, "columns": columns}
-
-    def step(self, xp: Any, w: Params, z: Array, state: Arrays, drop: Array | None) -> tuple[Arrays, Arrays]:
-        h, c = state
-        block, squash = self._block, activation(self.activation)
-        a = z + w["Wh"] @ _dropped(h, drop)
         if not self.peepholes:
-            gates = block.forward(xp, a, w["columns"])
-            i, f, g, o = split_rows(gates, 4)
+            return {**w, "columns": self._block.columns(xp, w["Wx"], hidden)}
+        *early, w["p_o"] = split_rows(p["weight_peephole"][:, None], self.gates - 1)
+        w["p_early"] = xp.concat([*early, xp.zeros_like(early[0])], axis=0)  # g has no peephole
+        w["columns"] = self._early.columns(xp, w["Wx"], hidden)
+        w["columns_o"] = GateBlock((self.recurrent_activation,)).columns(xp, w["Wx"], hidden)
+        return w
+
+    def step(self, xp: Any, w: Params, z: Array, state: Arrays, drop: Array | None) -> tuple[Arrays, Residual]:
+        h, c = state
+        a = z + w["Wh"] @ _dropped(h, drop)
+        residual = {"c": c}
+        if not self.peepholes:
+            a, inside = _clipped(xp, a, self.clip)
+            gates = self._block.forward(xp, a, w["columns"])
+            *early, o = split_rows(gates, self.gates)
+            i, f, g = self._ifg(early)
             c_new = f * c + i * g
         else:
-            a_i, a_f, a_g, a_o = split_rows(a, 4)
-            a_ifg = xp.concat([a_i + w["p_i"] * c, a_f + w["p_f"] * c, a_g], axis=0)
-            ifg = GateBlock(block.names[:3]).forward(xp, a_ifg, w["columns"])
-            i, f, g = split_rows(ifg, 3)
+            rows = a.shape[0] - c.shape[0]
+            a_early = a[:rows, ...] + w["p_early"] * xp.concat([c] * (self.gates - 1), axis=0)
+            a_early, inside = _clipped(xp, a_early, self.clip)
+            early = self._early.forward(xp, a_early, w["columns"])
+            i, f, g = self._ifg(split_rows(early, self.gates - 1))
             c_new = f * c + i * g
-            o = GateBlock(block.names[3:]).forward(xp, a_o + w["p_o"] * c_new, w["columns_o"])
-            gates = xp.concat([ifg, o], axis=0)
-        squashed = squash.forward(xp, c_new)
+            a_o, inside_o = _clipped(xp, a[rows:, ...] + w["p_o"] * c_new, self.clip)
+            o = GateBlock((self.recurrent_activation,)).forward(xp, a_o, w["columns_o"])
+            gates = xp.concat([early, o], axis=0)
+            residual |= {"c_new": c_new, **_named("inside_o", inside_o)}
+        a_c, inside_c = _clipped(xp, c_new, self.clip)
+        squashed = self._squash.forward(xp, a_c)
         h = o * squashed
         if self.proj_size:
             h = w["Whr"] @ h
-        return (h, c_new), (gates, c, squashed, c_new) if self.peepholes else (gates, c, squashed)
+        residual |= {"gates": gates, "squashed": squashed}
+        return (h, c_new), residual | _named("inside", inside) | _named("inside_c", inside_c)
 
     def step_backward(
-        self, xp: Any, w: Params, residual: Arrays, dstate: Arrays, drop: Array | None
-    ) -> tuple[Arrays, Array, Arrays]:
-        gates, c, squashed = residual[:3]
-        i, f, g, o = split_rows(gates, 4)
+        self, xp: Any, w: Params, residual: Residual, dstate: Arrays, drop: Array | None
+    ) -> tuple[Arrays, Array, Residual]:
+        gates, c, squashed = residual["gates"], residual["c"], residual["squashed"]
+        *early, o = split_rows(gates, self.gates)
+        i, f, g = self._ifg(early)
         dh, dc = dstate
-        emitted: Arrays = ()
+        emitted: Residual = {}
         if self.proj_size:
-            emitted = (dh,)
+            emitted = {"dh": dh}
             dh = w["Whr"].T @ dh  # h = Whr @ (o * squashed)
         do = dh * squashed  # h = o * squashed
-        dc = dc + dh * o * activation(self.activation).derivative(xp, squashed)  # squashed = t(c')
+        da_c = dh * o * self._squash.derivative(xp, squashed)  # squashed = t(c')
+        dc = dc + _inside(xp, da_c, residual.get("inside_c"))
         if not self.peepholes:
-            dgates = xp.concat([dc * g, dc * c, dc * i, do], axis=0)  # c' = f * c + i * g
+            dgates = xp.concat([*self._dearly(dc, c, i, g), do], axis=0)
             da = dgates * self._block.derivative(xp, gates, w["columns"])
+            da = _inside(xp, da, residual.get("inside"))
             dc = dc * f
         else:
-            names = self._block.names
-            rows = 3 * c.shape[0]
-            slopes = GateBlock(names[:3]).derivative(xp, gates[:rows, ...], w["columns"])
-            da_o = do * GateBlock(names[3:]).derivative(xp, o, w["columns_o"])
+            rows = gates.shape[0] - c.shape[0]
+            da_o = do * GateBlock((self.recurrent_activation,)).derivative(xp, o, w["columns_o"])
+            da_o = _inside(xp, da_o, residual.get("inside_o"))
             dc = dc + w["p_o"] * da_o  # a_o = ... + p_o * c'
-            da_ifg = xp.concat([dc * g, dc * c, dc * i], axis=0) * slopes
-            da_i, da_f, _ = split_rows(da_ifg, 3)
-            dc = dc * f + w["p_i"] * da_i + w["p_f"] * da_f  # a_i = ... + p_i * c
-            da = xp.concat([da_ifg, da_o], axis=0)
+            dearly = xp.concat(self._dearly(dc, c, i, g), axis=0)
+            dearly = dearly * self._early.derivative(xp, gates[:rows, ...], w["columns"])
+            dearly = _inside(xp, dearly, residual.get("inside"))
+            seen = split_rows(w["p_early"] * dearly, self.gates - 1)  # a_i = ... + p_i * c
+            dc = sum(seen[1:], start=dc * f + seen[0])
+            da = xp.concat([dearly, da_o], axis=0)
         dh = _dropped(w["Wh"].T @ da, drop)  # a = z + Wh @ h
         return (dh, dc), da, emitted
 
@@ -164,15 +241,29 @@ class LSTMCell:
         grads = {"weight_hh": summed_outer(xp, dz, h_before), "bias_ih": db, "bias_hh": db}
         hidden = dz.shape[1] // self.gates
         if self.proj_size:
-            gates, squashed = (_column(xp, residuals, k) for k in (0, 2))
-            grads["weight_hr"] = summed_outer(xp, _column(xp, emitted, 0), gates[:, 3 * hidden :, :] * squashed)
+            gates, squashed = column(xp, residuals, "gates"), column(xp, residuals, "squashed")
+            grads["weight_hr"] = summed_outer(xp, column(xp, emitted, "dh"), gates[:, -hidden:, :] * squashed)
         if self.peepholes:
-            c, c_new = (_column(xp, residuals, k) for k in (1, 3))
-            seen = {0: c, 1: c, 3: c_new}  # what the peephole of gate k looks at
+            c, c_new = column(xp, residuals, "c"), column(xp, residuals, "c_new")
+            rows = [*range(self.gates - 2), self.gates - 1]  # i, f, o: all but g
             grads["weight_peephole"] = xp.concat(
-                [xp.sum(dz[:, k * hidden : (k + 1) * hidden, :] * seen[k], axis=(0, 2)) for k in seen]
+                [
+                    xp.sum(dz[:, k * hidden : (k + 1) * hidden, :] * (c_new if k == rows[-1] else c), axis=(0, 2))
+                    for k in rows
+                ]
             )
         return grads
+
+    def _ifg(self, early: list[Array]) -> tuple[Array, Array, Array]:
+        if self.coupled:
+            i, g = early
+            return i, 1 - i, g
+        i, f, g = early
+        return i, f, g
+
+    def _dearly(self, dc: Array, c: Array, i: Array, g: Array) -> list[Array]:
+        """Cotangents of the gates before c', from that of ``c' = f * c + i * g``."""
+        return [dc * (g - c), dc * i] if self.coupled else [dc * g, dc * c, dc * i]
 
 
 @dataclass(frozen=True)
@@ -190,80 +281,96 @@ class GRUCell:
     reset_after: bool = True
     activation: str = "tanh"
     recurrent_activation: str = "sigmoid"
-    gates: ClassVar[int] = 3
+    clip: float | None = None
 
     @property
     def _block(self) -> GateBlock:
         return GateBlock((self.recurrent_activation,) * 2)
 
+    def parameter_shapes(self, input_size: int, hidden_size: int, bias: bool) -> Shapes:
+        return weight_shapes(3 * hidden_size, input_size, hidden_size, bias)
+
+    def state_sizes(self, hidden_size: int) -> tuple[int, ...]:
+        return (hidden_size,)
+
     def prepare(self, xp: Any, p: Params) -> Params:
         w = {"Wx": p["weight_ih"], "Wh": p["weight_hh"]}
-        hidden = w["Wx"].shape[0] // self.gates
+        hidden = w["Wh"].shape[1]
         w["columns"] = self._block.columns(xp, w["Wx"], hidden)
-        if self.reset_after:
-            biases = {"b": p["bias_ih"][:, None], "bh": p["bias_hh"][:, None]} if "bias_ih" in p else {}
-            return {**w, **biases}
-        w["Wh_ru"], w["Wh_n"] = w["Wh"][: 2 * hidden, ...], w["Wh"][2 * hidden :, ...]
-        return {**w, **_summed_bias(p)}
+        if not self.reset_after:
+            w["Wh_ru"], w["Wh_n"] = w["Wh"][: 2 * hidden, ...], w["Wh"][2 * hidden :, ...]
+            return {**w, **_summed_bias(p)}
+        biases = {"b": p["bias_ih"][:, None], "bh": p["bias_hh"][:, None]} if "bias_ih" in p else {}
+        return {**w, **biases}
 
-    def step(self, xp: Any, w: Params, z: Array, state: Arrays, drop: Array | None) -> tuple[Arrays, Arrays]:
+    def step(self, xp: Any, w: Params, z: Array, state: Arrays, drop: Array | None) -> tuple[Arrays, Residual]:
         (h,) = state
         seen = _dropped(h, drop)
         rows = 2 * h.shape[0]
-        z_ru, z_n = z[:rows, ...], z[rows:, ...]
-        squash = activation(self.activation)
         if self.reset_after:
             ah = w["Wh"] @ seen
             if "bh" in w:
                 ah = ah + w["bh"]
             ah_ru, ah_n = ah[:rows, ...], ah[rows:, ...]
-            ru = self._block.forward(xp, z_ru + ah_ru, w["columns"])
-            r, u = split_rows(ru, 2)
-            n = squash.forward(xp, z_n + r * ah_n)
         else:
-            ah_n = seen  # what the reset gate multiplies
-            ru = self._block.forward(xp, z_ru + w["Wh_ru"] @ seen, w["columns"])
-            r, u = split_rows(ru, 2)
-            n = squash.forward(xp, z_n + w["Wh_n"] @ (r * seen))
-        return (n + u * (h - n),), (ru, n, ah_n, h)
+            ah_ru, ah_n = w["Wh_ru"] @ seen, seen  # ah_n: what the reset gate multiplies
+        a_ru, inside = _clipped(xp, z[:rows, ...] + ah_ru, self.clip)
+        ru = self._block.forward(xp, a_ru, w["columns"])
+        r, u = split_rows(ru, 2)
+        reset = r * ah_n if self.reset_after else w["Wh_n"] @ (r * ah_n)
+        a_n, inside_n = _clipped(xp, z[rows:, ...] + reset, self.clip)
+        n = activation(self.activation).forward(xp, a_n)
+        residual = {"ru": ru, "n": n, "ah_n": ah_n, "h": h}
+        return (n + u * (h - n),), residual | _named("inside", inside) | _named("inside_n", inside_n)
 
     def step_backward(
-        self, xp: Any, w: Params, residual: Arrays, dstate: Arrays, drop: Array | None
-    ) -> tuple[Arrays, Array, Arrays]:
-        ru, n, ah_n, h = residual
+        self, xp: Any, w: Params, residual: Residual, dstate: Arrays, drop: Array | None
+    ) -> tuple[Arrays, Array, Residual]:
+        ru, n, ah_n, h = (residual[name] for name in ("ru", "n", "ah_n", "h"))
         r, u = split_rows(ru, 2)
         (dh,) = dstate
         du, dn = dh * (h - n), dh * (1 - u)  # h' = n + u * (h - n)
         da_n = dn * activation(self.activation).derivative(xp, n)  # n = t(a_n)
-        reset = w["Wh_n"].T @ da_n if not self.reset_after else da_n  # cotangent of r * ah_n
-        da_ru = xp.concat([reset * ah_n, du], axis=0) * self._block.derivative(xp, ru, w["columns"])
+        da_n = _inside(xp, da_n, residual.get("inside_n"))
+        dreset = da_n if self.reset_after else w["Wh_n"].T @ da_n  # cotangent of r * ah_n
+        da_ru = xp.concat([dreset * ah_n, du], axis=0) * self._block.derivative(xp, ru, w["columns"])
+        da_ru = _inside(xp, da_ru, residual.get("inside"))
         dz = xp.concat([da_ru, da_n], axis=0)
         if self.reset_after:
-            dah = xp.concat([da_ru, reset * r], axis=0)  # a_n = z_n + r * ah_n
-            dseen = w["Wh"].T @ dah
-            return (dh * u + _dropped(dseen, drop),), dz, (dah,)
-        dseen = w["Wh_ru"].T @ da_ru + reset * r  # a_n = z_n + Wh_n @ (r * seen)
-        return (dh * u + _dropped(dseen, drop),), dz, ()
+            dah = xp.concat([da_ru, dreset * r], axis=0)  # a_n = z_n + r * ah_n
+            return (dh * u + _dropped(w["Wh"].T @ dah, drop),), dz, {"dah": dah}
+        dseen = w["Wh_ru"].T @ da_ru + dreset * r  # a_n = z_n + Wh_n @ (r * seen)
+        return (dh * u + _dropped(dseen, drop),), dz, {}
 
     def parameter_gradients(self, xp: Any, dz: Array, h_before: Array, residuals: Any, emitted: Any) -> Params:
         db = xp.sum(dz, axis=(0, 2))
         if self.reset_after:
-            dah = _column(xp, emitted, 0)
-            dbh = xp.sum(dah, axis=(0, 2))
-            return {"weight_hh": summed_outer(xp, dah, h_before), "bias_ih": db, "bias_hh": dbh}
-        rows = 2 * h_before.shape[1]
-        r = _column(xp, residuals, 0)[:, : rows // 2, :]
-        dWh_ru = summed_outer(xp, dz[:, :rows, :], h_before)
-        dWh_n = summed_outer(xp, dz[:, rows:, :], r * h_before)
+            dah = column(xp, emitted, "dah")
+            return {"weight_hh": summed_outer(xp, dah, h_before), "bias_ih": db, "bias_hh": xp.sum(dah, axis=(0, 2))}
+        hidden = h_before.shape[1]
+        r = column(xp, residuals, "ru")[:, :hidden, :]
+        dWh_ru = summed_outer(xp, dz[:, : 2 * hidden, :], h_before)
+        dWh_n = summed_outer(xp, dz[:, 2 * hidden :, :], r * h_before)
         return {"weight_hh": xp.concat([dWh_ru, dWh_n], axis=0), "bias_ih": db, "bias_hh": db}
 
 
-Cell = ElmanCell | LSTMCell | GRUCell
+# ---------------------------------------------------------------------- for writing cells
+
+
+def weight_shapes(rows: int, input_size: int, out_size: int, bias: bool) -> Shapes:
+    """The two weights and, if any, the two biases, named as in torch."""
+    shapes: Shapes = {"weight_ih": (rows, input_size), "weight_hh": (rows, out_size)}
+    return shapes | {"bias_ih": (rows,), "bias_hh": (rows,)} if bias else shapes
 
 
 def summed_outer(xp: Any, left: Array, right: Array) -> Array:
     """Sum over time and batch of ``left[t] @ right[t].T``: (T, M, B), (T, N, B) -> (M, N), as one product."""
     return xp.tensordot(left, right, axes=((0, 2), (0, 2)))
+
+
+def column(xp: Any, rows: Any, name: str) -> Array:
+    """One array of every step's dict, stacked over time (T, ...)."""
+    return stacked(xp, [row[name] for row in rows]) if isinstance(rows, list) else rows[name]
 
 
 def _summed_bias(p: Params) -> Params:
@@ -274,6 +381,16 @@ def _dropped(h: Array, drop: Array | None) -> Array:
     return h if drop is None else h * drop
 
 
-def _column(xp: Any, rows: Any, k: int) -> Array:
-    """Element k of every step's tuple, as one array (T, ...)."""
-    return stacked(xp, [row[k] for row in rows]) if isinstance(rows, list) else rows[k]
+def _clipped(xp: Any, a: Array, limit: float | None) -> tuple[Array, Array | None]:
+    """`a` within [-limit, limit], and where it was inside, which is where a gradient passes."""
+    if limit is None:
+        return a, None
+    return xp.clip(a, -limit, limit), xp.abs(a) < limit
+
+
+def _inside(xp: Any, da: Array, inside: Array | None) -> Array:
+    return da if inside is None else xp.where(inside, da, xp.zeros_like(da))
+
+
+def _named(name: str, array: Array | None) -> Residual:
+    return {} if array is None else {name: array}

@@ -62,7 +62,8 @@ def scan(
     step : callable
         Takes the carry and a tuple with one element for every element of `xs`; returns the new carry and a tuple.
     carry : nest of arrays
-    xs : tuple of arrays (T, ...), of lists of T nests as an earlier scan returned them, or of None
+    xs : nest of tuples of arrays (T, ...), of lists of T nests as an earlier scan returned them, and of None;
+        the first is an array
     reverse : bool
         From the last step to the first. Outputs stand at their own time index either way.
 
@@ -75,8 +76,7 @@ def scan(
 
         final, ys = jax.lax.scan(step, carry, xs, reverse=reverse)
         return final, ys
-    first = next(x for x in xs if x is not None)
-    steps = len(first) if isinstance(first, list) else first.shape[0]
+    steps = xs[0].shape[0]
     outputs: list[Any] = [None] * steps
     for t in reversed(range(steps)) if reverse else range(steps):
         carry, outputs[t] = step(carry, tuple(_at(x, t) for x in xs))
@@ -89,6 +89,9 @@ def stacked(xp: Any, column: Any) -> Array:
 
 
 def _at(x: Any, t: int) -> Any:
+    """Step t of a nest: arrays are indexed by time, and so are the lists that an earlier scan returned."""
     if x is None:
         return None
+    if isinstance(x, tuple):
+        return tuple(_at(part, t) for part in x)
     return x[t] if isinstance(x, list) else x[t, ...]

@@ -25,7 +25,7 @@ from .namespace import (
     to_numpy,
 )
 from .namespace import backend as as_backend
-from .typing import Array, Lengths, Params, Pullback, State
+from .typing import Array, Lengths, Marks, Params, Pullback, State
 
 __all__ = ["Layer", "padded", "random_generator", "valid_steps", "zero_padding"]
 
@@ -65,13 +65,8 @@ class Layer(abc.ABC):
         """The name and shape of every parameter, as in torch's state dict."""
 
     @abc.abstractmethod
-    def forward(
-        self, params: Params, x: Array, state: State, lengths: Array | None, masks: Any
-    ) -> tuple[Array, State, Any]:
-        """(y, final state, residuals), without checks: the traceable inside of `apply` and `vjp`.
-
-        `lengths` is None or an integer array of x's library.
-        """
+    def forward(self, params: Params, x: Array, state: State, marks: Marks, masks: Any) -> tuple[Array, State, Any]:
+        """(y, final state, residuals), without checks: the traceable inside of `apply` and `vjp`."""
 
     @abc.abstractmethod
     def backward(self, params: Params, residuals: Any, dy: Array, dstate: State) -> tuple[Params, Array | None, State]:
@@ -126,7 +121,14 @@ class Layer(abc.ABC):
         return {name: from_host(value.astype(target.dtype_name), target) for name, value in drawn.items()}
 
     def apply(
-        self, params: Params, x: Array, state: State = None, lengths: Lengths = None, *, masks: Any = None
+        self,
+        params: Params,
+        x: Array | Sequence[Array],
+        state: State = None,
+        lengths: Lengths = None,
+        *,
+        resets: Any = None,
+        masks: Any = None,
     ) -> tuple[Array, State]:
         """Run the layer forward.
 
@@ -138,6 +140,8 @@ class Layer(abc.ABC):
             Initial state, as the layer returns it; zero when left out.
         lengths : sequence of B integers or integer array, optional
             Valid steps of each row, 0 to T. What stands behind them is never looked at.
+        resets : array (B, T) of booleans, optional
+            Steps that start from a zero state: several sequences one after another in one row.
         masks : optional
             From `dropout_masks`; without them nothing is dropped.
 
@@ -152,18 +156,25 @@ class Layer(abc.ABC):
         BackendError
             Arrays of different libraries, devices or floating dtypes.
         """
-        x, lengths = self._checked(params, x, state, lengths)
-        y, final, _ = self.forward(params, x, state, lengths, masks)
+        x, marks = self._checked(params, x, state, lengths, resets)
+        y, final, _ = self.forward(params, x, state, marks, masks)
         return y, final
 
     def vjp(
-        self, params: Params, x: Array, state: State = None, lengths: Lengths = None, *, masks: Any = None
+        self,
+        params: Params,
+        x: Array | Sequence[Array],
+        state: State = None,
+        lengths: Lengths = None,
+        *,
+        resets: Any = None,
+        masks: Any = None,
     ) -> tuple[Array, State, Pullback]:
         """Run the layer forward and return the function that runs it backward.
 
         Parameters
         ----------
-        params, x, state, lengths, masks
+        params, x, state, lengths, resets, masks
             As in `apply`.
 
         Returns
@@ -178,8 +189,8 @@ class Layer(abc.ABC):
         InputError, BackendError
             As in `apply`; the pullback too, for cotangents that don't fit.
         """
-        x, lengths = self._checked(params, x, state, lengths)
-        y, final, residuals = self.forward(params, x, state, lengths, masks)
+        x, marks = self._checked(params, x, state, lengths, resets)
+        y, final, residuals = self.forward(params, x, state, marks, masks)
 
         def pullback(dy: Array | None = None, dstate: State = None) -> tuple[Params, Array | None, State]:
             check_cotangent("dy", dy, y)
@@ -189,7 +200,7 @@ class Layer(abc.ABC):
 
         return y, final, pullback
 
-    def _checked(self, params: Params, x: Any, state: State, lengths: Lengths) -> tuple[Array, Array | None]:
+    def _checked(self, params: Params, x: Any, state: State, lengths: Lengths, resets: Any) -> tuple[Array, Marks]:
         if isinstance(x, (list, tuple)) and x and all(is_array(row) for row in x):
             check_same_backend(backend_of(x[0]), {f"x[{k}]": row for k, row in enumerate(x)}, whose="x[0] is")
             if lengths is not None:
@@ -206,9 +217,7 @@ class Layer(abc.ABC):
         check_same_backend(common, named)
         self.check_input(x, common.xp)
         self.check_state(state, x.shape[0])
-        if lengths is not None and x.ndim < 2:
-            raise InputError(f"lengths need a time axis, but x has shape {tuple(x.shape)}")
-        return x, checked_lengths(lengths, x.shape[0], x.shape[1], x) if lengths is not None else None
+        return x, checked_marks(lengths, resets, x)
 
     def check_params(self, params: Params) -> None:
         """Raise InputError where names or shapes of `params` are not `parameter_shapes`."""
@@ -251,6 +260,11 @@ def keep_mask(rng: np.random.Generator, shape: Iterable[int], p: float) -> np.nd
     return ((rng.random(tuple(shape), dtype=np.float32) >= p) / np.float32(1 - p)).astype(np.float32)
 
 
+def choice_mask(rng: np.random.Generator, shape: Iterable[int], p: float) -> np.ndarray[Any, Any]:
+    """1 with probability `p`, else 0."""
+    return (rng.random(tuple(shape), dtype=np.float32) < p).astype(np.float32)
+
+
 def place_masks(masks: Any, target: Backend) -> Any:
     """Masks from `Layer.dropout_masks` as arrays of the backend."""
     return map_leaves(lambda mask: from_host(mask.astype(target.dtype_name), target), masks)
@@ -288,6 +302,33 @@ def check_cotangent(name: str, cotangent: Any, value: Any) -> None:
     check_same_backend(backend_of(value), {name: cotangent}, whose="the outputs are")
     if tuple(cotangent.shape) != tuple(value.shape):
         raise InputError(f"{name} must have shape {tuple(value.shape)}, got {tuple(cotangent.shape)}")
+
+
+def checked_marks(lengths: Lengths, resets: Any, x: Array) -> Marks:
+    """Lengths and resets as arrays beside `x`."""
+    if lengths is None and resets is None:
+        return Marks()
+    if x.ndim < 2:
+        raise InputError(f"lengths and resets need a time axis, but x has shape {tuple(x.shape)}")
+    batch_size, steps = x.shape[:2]
+    if lengths is not None:
+        lengths = checked_lengths(lengths, batch_size, steps, x)
+    if resets is not None:
+        resets = checked_resets(resets, batch_size, steps, x)
+    return Marks(lengths, resets)
+
+
+def checked_resets(resets: Any, batch_size: int, steps: int, x: Array) -> Array:
+    """`resets` as a boolean array (B, T) beside `x`."""
+    like = backend_of(x)
+    if not is_array(resets) or (isinstance(resets, np.ndarray) and like.name != "numpy"):
+        resets = like.xp.asarray(to_numpy(resets)) if is_traced(x) else from_host(to_numpy(resets), like)
+    if tuple(resets.shape) != (batch_size, steps) or not like.xp.isdtype(resets.dtype, "bool"):
+        raise InputError(
+            f"resets must be booleans of shape {(batch_size, steps)}, one for each row and step of x, "
+            f"got {dtype_name(like.xp, resets.dtype)} of shape {tuple(resets.shape)}"
+        )
+    return resets
 
 
 def checked_lengths(lengths: Any, batch_size: int, steps: int, x: Array) -> Array | None:

@@ -11,7 +11,7 @@ from .errors import InputError
 from .layer import Layer, check_rank_and_features, inverse_sqrt, keep_mask, uniform, valid_steps, zero_padding
 from .namespace import backend_of, device_of, dtype_name, namespace_of
 from .recurrent import check_positive_integer, check_probability
-from .typing import Array, Params, State
+from .typing import Array, Marks, Params, State
 
 __all__ = ["Dropout", "Embedding", "Last", "Linear", "Max", "Mean", "Sequential"]
 
@@ -63,15 +63,13 @@ class Linear(Layer):
     def check_input(self, x: Array, xp: Any) -> None:
         check_rank_and_features(x, xp, (2, 3), self.in_features, "Linear")
 
-    def forward(
-        self, params: Params, x: Array, state: State, lengths: Array | None, masks: Any
-    ) -> tuple[Array, State, Any]:
+    def forward(self, params: Params, x: Array, state: State, marks: Marks, masks: Any) -> tuple[Array, State, Any]:
         xp = namespace_of(x)
-        x = zero_padding(xp, x, lengths)
+        x = zero_padding(xp, x, marks.lengths)
         y = xp.matmul(x, params["weight"].T)
         if self.bias:
-            y = zero_padding(xp, y + params["bias"], lengths)
-        return y, None, (x, lengths)
+            y = zero_padding(xp, y + params["bias"], marks.lengths)
+        return y, None, (x, marks.lengths)
 
     def backward(self, params: Params, residuals: Any, dy: Array, dstate: State) -> tuple[Params, Array | None, State]:
         x, lengths = residuals
@@ -125,14 +123,12 @@ class Embedding(Layer):
         if not xp.isdtype(x.dtype, "integral"):
             raise InputError(f"Embedding expects integers, got {dtype_name(xp, x.dtype)}")
 
-    def forward(
-        self, params: Params, x: Array, state: State, lengths: Array | None, masks: Any
-    ) -> tuple[Array, State, Any]:
+    def forward(self, params: Params, x: Array, state: State, marks: Marks, masks: Any) -> tuple[Array, State, Any]:
         weight = params["weight"]
         xp = namespace_of(weight)
-        x = zero_padding(xp, x, lengths)
+        x = zero_padding(xp, x, marks.lengths)
         y = xp.reshape(xp.take(weight, xp.reshape(x, (-1,)), axis=0), (*x.shape, self.embedding_dim))
-        return zero_padding(xp, y, lengths), None, (x, lengths)
+        return zero_padding(xp, y, marks.lengths), None, (x, marks.lengths)
 
     def backward(self, params: Params, residuals: Any, dy: Array, dstate: State) -> tuple[Params, Array | None, State]:
         x, lengths = residuals
@@ -180,14 +176,12 @@ class Last(Layer):
     parameter_shapes = _no_parameters
     check_input = _check_pooling_input
 
-    def forward(
-        self, params: Params, x: Array, state: State, lengths: Array | None, masks: Any
-    ) -> tuple[Array, State, Any]:
+    def forward(self, params: Params, x: Array, state: State, marks: Marks, masks: Any) -> tuple[Array, State, Any]:
         xp = namespace_of(x)
         steps = _step_numbers(xp, x)
-        if lengths is None:
+        if marks.lengths is None:
             return x[:, -1, :], None, steps == x.shape[1] - 1
-        last = steps == xp.astype(lengths, steps.dtype)[:, None, None] - 1
+        last = steps == xp.astype(marks.lengths, steps.dtype)[:, None, None] - 1
         return xp.sum(xp.where(last, x, xp.zeros_like(x)), axis=1), None, last
 
     def backward(self, params: Params, residuals: Any, dy: Array, dstate: State) -> tuple[Params, Array, State]:
@@ -212,18 +206,16 @@ class Mean(Layer):
     parameter_shapes = _no_parameters
     check_input = _check_pooling_input
 
-    def forward(
-        self, params: Params, x: Array, state: State, lengths: Array | None, masks: Any
-    ) -> tuple[Array, State, Any]:
+    def forward(self, params: Params, x: Array, state: State, marks: Marks, masks: Any) -> tuple[Array, State, Any]:
         xp = namespace_of(x)
-        valid = _valid(xp, x, lengths)
+        valid = _valid(xp, x, marks.lengths)
         ones = xp.ones_like(x[:, :, :1])
         if valid is None:
             weights = ones / x.shape[1]
         else:
-            counts = xp.astype(lengths, x.dtype)[:, None, None]
+            counts = xp.astype(marks.lengths, x.dtype)[:, None, None]
             weights = xp.where(valid, ones, xp.zeros_like(ones)) / xp.maximum(counts, xp.ones_like(counts))
-        return xp.sum(zero_padding(xp, x, lengths) * weights, axis=1), None, weights
+        return xp.sum(zero_padding(xp, x, marks.lengths) * weights, axis=1), None, weights
 
     def backward(self, params: Params, residuals: Any, dy: Array, dstate: State) -> tuple[Params, Array, State]:
         return {}, residuals * dy[:, None, :], None
@@ -247,11 +239,9 @@ class Max(Layer):
     parameter_shapes = _no_parameters
     check_input = _check_pooling_input
 
-    def forward(
-        self, params: Params, x: Array, state: State, lengths: Array | None, masks: Any
-    ) -> tuple[Array, State, Any]:
+    def forward(self, params: Params, x: Array, state: State, marks: Marks, masks: Any) -> tuple[Array, State, Any]:
         xp = namespace_of(x)
-        valid = _valid(xp, x, lengths)
+        valid = _valid(xp, x, marks.lengths)
         candidates = x if valid is None else xp.where(valid, x, xp.full_like(x, -xp.inf))
         steps = _step_numbers(xp, x)
         largest = candidates == xp.max(candidates, axis=1, keepdims=True)
@@ -297,11 +287,9 @@ class Dropout(Layer):
     def dropout_masks(self, rng: np.random.Generator, shape: tuple[int, ...]) -> Any:
         return keep_mask(rng, shape, self.p) if self.p else None
 
-    def forward(
-        self, params: Params, x: Array, state: State, lengths: Array | None, masks: Any
-    ) -> tuple[Array, State, Any]:
+    def forward(self, params: Params, x: Array, state: State, marks: Marks, masks: Any) -> tuple[Array, State, Any]:
         y = x if masks is None else x * masks
-        return zero_padding(namespace_of(x), y, lengths), None, (masks, lengths)
+        return zero_padding(namespace_of(x), y, marks.lengths), None, (masks, marks.lengths)
 
     def backward(self, params: Params, residuals: Any, dy: Array, dstate: State) -> tuple[Params, Array, State]:
         masks, lengths = residuals
@@ -416,17 +404,15 @@ class Sequential(Layer):
         for layer, part in zip(self.layers, state, strict=True):
             layer.check_state(part, batch_size)
 
-    def forward(
-        self, params: Params, x: Array, state: State, lengths: Array | None, masks: Any
-    ) -> tuple[Array, State, Any]:
+    def forward(self, params: Params, x: Array, state: State, marks: Marks, masks: Any) -> tuple[Array, State, Any]:
         count = len(self.layers)
         states = (None,) * count if state is None else state
         all_masks = (None,) * count if masks is None else masks
         finals, residuals = [], []
         for k, layer in enumerate(self.layers):
-            x, final, saved = layer.forward(_of_layer(params, k), x, states[k], lengths, all_masks[k])
+            x, final, saved = layer.forward(_of_layer(params, k), x, states[k], marks, all_masks[k])
             if not layer.keeps_time:
-                lengths = None
+                marks = Marks()
             finals.append(final)
             residuals.append(saved)
         return x, tuple(finals), residuals

@@ -6,7 +6,7 @@ import os
 import time
 from collections.abc import Sequence
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -14,12 +14,12 @@ from . import training
 from .checkpoint import read_checkpoint, write_checkpoint
 from .errors import InputError, NonFiniteError
 from .execution import compiles, jit
-from .layer import Layer, checked_lengths, padded, random_generator
+from .layer import Layer, checked_marks, padded, random_generator
 from .losses import Loss, loss_function, loss_name
 from .namespace import Backend, asarray, check_same_backend, from_host, is_array, leaves, namespace_of, to_numpy
 from .namespace import backend as as_backend
 from .optimizers import Optimizer, optimizer_of
-from .typing import Array, Lengths, Params, State
+from .typing import Array, Lengths, Marks, Params, State
 
 __all__ = ["Model", "load"]
 
@@ -92,6 +92,7 @@ class Model:
         epochs: int = 10,
         batch_size: int = 32,
         lengths: Lengths = None,
+        resets: Any = None,
         validation_data: tuple[Any, ...] | None = None,
         clip_norm: float | None = None,
         callbacks: Sequence[Any] = (),
@@ -113,6 +114,8 @@ class Model:
         epochs, batch_size : int
         lengths : N integers, optional
             Valid steps of each row of x.
+        resets : array (N, T) of booleans, optional
+            Steps that start from a zero state: several sequences one after another in one row.
         validation_data : (x, y) or (x, y, lengths), optional
         clip_norm : float, optional
             Largest global norm of the gradient.
@@ -138,10 +141,10 @@ class Model:
         NonFiniteError
             The loss became NaN or infinite; the model keeps the last good weights.
         """
-        x, y, host_lengths = self._data(x, y, lengths)
+        data = self._data(x, y, lengths, resets)
         validation = None if validation_data is None else self._validation(validation_data)
         self.loss = loss_function(loss)
-        check_targets(self, y, host_lengths)
+        check_targets(self, data.y, data.lengths)
         for name, value in (("epochs", epochs), ("batch_size", batch_size)):
             if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
                 raise InputError(f"{name} must be an integer of at least 1, got {value!r}")
@@ -154,20 +157,18 @@ class Model:
         history = training.History()
         start = jit(self.backend.xp, training.start_optimizer, static=("optimizer",))
         state = start(self.params, optimizer=run.optimizer)
-        bar = training.Progress(progress, epochs, -(-x.shape[0] // batch_size))
+        bar = training.Progress(progress, epochs, -(-data.x.shape[0] // batch_size))
         training.notify(callbacks, "start", self)
         try:
             for number in range(1, epochs + 1):
                 started, first = time.perf_counter(), len(history.step_loss)
                 # an overflow is found in the loss, on every library alike, so NumPy need not warn of it
                 with np.errstate(over="ignore", invalid="ignore"):
-                    self.params, state = run.epoch(
-                        self.params, state, x, y, host_lengths, rng, batch_size, shuffle, history, bar
-                    )
+                    self.params, state = run.epoch(self.params, state, *data, rng, batch_size, shuffle, history, bar)
                 history.seconds.append(time.perf_counter() - started)
                 history.loss.append(float(np.mean(history.step_loss[first:])))
                 if validation is not None:
-                    history.val_loss.append(self._evaluate(*validation, batch_size=256))
+                    history.val_loss.append(self._evaluate(validation, batch_size=256))
                 bar.epoch(number, history)
                 history.stopped = training.run_callbacks(callbacks, training.Epoch(number, self, history))
                 if history.stopped:
@@ -181,13 +182,19 @@ class Model:
         return history
 
     def loss_and_grad(
-        self, x: Array, y: Array, *, loss: str | Loss | None = None, lengths: Lengths = None
+        self,
+        x: Array | Sequence[Array],
+        y: Array,
+        *,
+        loss: str | Loss | None = None,
+        lengths: Lengths = None,
+        resets: Any = None,
     ) -> tuple[Array, Params]:
         """The loss and its gradient with respect to every parameter, without dropout.
 
         Parameters
         ----------
-        x, y, lengths
+        x, y, lengths, resets
             As in `fit`.
         loss : optional
             The last fit's when left out, or "mse".
@@ -197,21 +204,28 @@ class Model:
         loss : array ()
         gradients : dict of str to array, as `params`
         """
-        x, y, host_lengths = self._data(x, y, lengths)
         function = self.loss if loss is None else loss_function(loss)
-        x, y, placed = self._bucketed(x, y, host_lengths)
+        x, y, marks = self._bucketed(self._data(x, y, lengths, resets))
         run = jit(self.backend.xp, training.loss_and_gradients, static=("network", "loss"))
-        return run(self.params, x, y, placed, None, network=self.network, loss=function)
+        return run(self.params, x, y, marks, None, network=self.network, loss=function)
 
     # ------------------------------------------------------------------ using
 
-    def predict(self, x: Array | Sequence[Array], *, lengths: Lengths = None, batch_size: int | None = None) -> Array:
+    def predict(
+        self,
+        x: Array | Sequence[Array],
+        *,
+        lengths: Lengths = None,
+        resets: Any = None,
+        batch_size: int | None = None,
+    ) -> Array:
         """The network's output, without dropout.
 
         Parameters
         ----------
         x : array (N, T, F), or list of N arrays (T_i, F)
         lengths : N integers, optional
+        resets : array (N, T) of booleans, optional
         batch_size : int, optional
             Rows to compute at a time; all at once when left out.
 
@@ -219,13 +233,12 @@ class Model:
         -------
         array (N, ...) of the model's library
         """
-        x, _, host_lengths = self._data(x, None, lengths)
+        data = self._data(x, None, lengths, resets)
         outputs = []
-        for rows in _row_slices(x.shape[0], batch_size or x.shape[0]):
-            part = None if host_lengths is None else host_lengths[rows]
-            chunk, _, placed = self._bucketed(x[rows, ...], None, part)
-            y = jit(self.backend.xp, _predict, static=("network",))(self.params, chunk, placed, network=self.network)
-            outputs.append(y[:, : x.shape[1], ...] if self.network.keeps_time else y)
+        for rows in _row_slices(data.x.shape[0], batch_size or data.x.shape[0]):
+            chunk, _, marks = self._bucketed(data.rows(rows))
+            y = jit(self.backend.xp, _predict, static=("network",))(self.params, chunk, marks, network=self.network)
+            outputs.append(y[:, : data.x.shape[1], ...] if self.network.keeps_time else y)
         return outputs[0] if len(outputs) == 1 else self.backend.xp.concat(outputs, axis=0)
 
     def evaluate(
@@ -234,13 +247,13 @@ class Model:
         y: Array,
         *,
         lengths: Lengths = None,
+        resets: Any = None,
         loss: str | Loss | None = None,
         batch_size: int = 256,
     ) -> float:
         """The mean loss over data, without dropout; `loss` is the last fit's when left out."""
-        x, y, host_lengths = self._data(x, y, lengths)
         function = self.loss if loss is None else loss_function(loss)
-        return self._evaluate(x, y, host_lengths, batch_size=batch_size, loss=function)
+        return self._evaluate(self._data(x, y, lengths, resets), batch_size=batch_size, loss=function)
 
     def step(self, x_t: Array, state: State = None) -> tuple[Array, State]:
         """One time step of a stream.
@@ -298,7 +311,7 @@ class Model:
         check_same_backend(self.backend, {name: value}, whose="the model is")
         return value
 
-    def _data(self, x: Any, y: Any, lengths: Lengths) -> tuple[Array, Any, np.ndarray[Any, Any] | None]:
+    def _data(self, x: Any, y: Any, lengths: Lengths, resets: Any = None) -> Data:
         """x padded, y, and the lengths on the host, all checked."""
         xp = self.backend.xp
         if isinstance(x, (list, tuple)) and len(x) and all(is_array(row) for row in x):
@@ -308,55 +321,68 @@ class Model:
             x, lengths = padded(xp, x)
         x = self._placed("x", x)
         self.network.check_input(x, xp)
-        host_lengths = None
-        if lengths is not None:
-            if x.ndim < 2:
-                raise InputError(f"lengths need a time axis, but x has shape {tuple(x.shape)}")
-            placed = checked_lengths(lengths, x.shape[0], x.shape[1], x)
-            host_lengths = to_numpy(placed)
+        marks = checked_marks(lengths, resets, x)
+        host_lengths = None if marks.lengths is None else to_numpy(marks.lengths)
         check_finite("x", x, host_lengths)
         if y is None:
-            return x, None, host_lengths
+            return Data(x, None, host_lengths, marks.resets)
         y = self._placed("y", y)
         if y.ndim == 0 or y.shape[0] != x.shape[0]:
             raise InputError(
                 f"y must have one entry for each of the {x.shape[0]} rows of x, got shape {tuple(y.shape)}"
             )
         check_finite("y", y, host_lengths if self.network.keeps_time and y.ndim > 1 else None)
-        return x, y, host_lengths
+        return Data(x, y, host_lengths, marks.resets)
 
-    def _validation(self, data: tuple[Any, ...]) -> tuple[Any, ...]:
+    def _validation(self, data: tuple[Any, ...]) -> Data:
         if not isinstance(data, (tuple, list)) or len(data) not in (2, 3):
             raise InputError("validation_data must be (x, y) or (x, y, lengths)")
         return self._data(data[0], data[1], data[2] if len(data) == 3 else None)
 
-    def _bucketed(self, x: Array, y: Any, lengths: np.ndarray[Any, Any] | None) -> tuple[Array, Any, Array | None]:
-        """Padded in time where the library would compile for every new length."""
+    def _bucketed(self, data: Data) -> tuple[Array, Any, Marks]:
+        """x, y and marks, padded in time where the library would compile for every new length."""
+        x, y, lengths, resets = data
         if x.ndim > 1 and compiles(self.backend.xp) and self.network.needs_time:
             steps = x.shape[1]
             extra = self._buckets.steps(steps) - steps
             if extra:
-                if lengths is None:
-                    lengths = np.full(x.shape[0], steps)
-                x = _extended(self.backend, x, extra)
-                if y is not None and self.network.keeps_time:
-                    y = _extended(self.backend, y, extra)
-        return x, y, None if lengths is None else from_host(lengths.astype(np.int32), self.backend)
+                lengths = np.full(x.shape[0], steps) if lengths is None else lengths
+                x, resets = _extended(self.backend, x, extra), _extended(self.backend, resets, extra)
+                y = _extended(self.backend, y, extra) if self.network.keeps_time else y
+        placed = None if lengths is None else from_host(lengths.astype(np.int32), self.backend)
+        return x, y, Marks(placed, resets)
 
-    def _evaluate(
-        self, x: Array, y: Array, lengths: np.ndarray[Any, Any] | None, *, batch_size: int, loss: Loss | None = None
-    ) -> float:
+    def _evaluate(self, data: Data, *, batch_size: int, loss: Loss | None = None) -> float:
         function = self.loss if loss is None else loss
         run = jit(self.backend.xp, training.loss_value, static=("network", "loss"))
         total = weight = 0.0
-        for rows in _row_slices(x.shape[0], batch_size):
-            part = None if lengths is None else lengths[rows]
-            chunk, target, placed = self._bucketed(x[rows, ...], y[rows, ...], part)
-            value = run(self.params, chunk, target, placed, network=self.network, loss=function)
-            count = float(chunk.shape[0] if part is None or not self.network.keeps_time else part.sum())
+        for rows in _row_slices(data.x.shape[0], batch_size):
+            part = data.rows(rows)
+            x, y, marks = self._bucketed(part)
+            value = run(self.params, x, y, marks, network=self.network, loss=function)
+            steps = part.lengths if self.network.keeps_time else None
+            count = float(part.x.shape[0] if steps is None else steps.sum())
             total += float(to_numpy(value)) * count
             weight += count
         return total / max(weight, 1.0)
+
+
+class Data(NamedTuple):
+    """Checked data on the model's library; the lengths on the host, where batches are cut."""
+
+    x: Array
+    y: Array | None
+    lengths: np.ndarray[Any, Any] | None
+    resets: Array | None
+
+    def rows(self, rows: slice) -> Data:
+        """Some of the rows."""
+        return Data(
+            self.x[rows, ...],
+            None if self.y is None else self.y[rows, ...],
+            None if self.lengths is None else self.lengths[rows],
+            None if self.resets is None else self.resets[rows, ...],
+        )
 
 
 def load(
@@ -445,12 +471,12 @@ def check_streams(network: Layer) -> None:
             raise InputError(f"{name} needs the whole sequence: it can't run step by step")
 
 
-def _predict(params: Params, x: Array, lengths: Array | None, *, network: Layer) -> Array:
-    return network.forward(params, x, None, lengths, None)[0]
+def _predict(params: Params, x: Array, marks: Marks, *, network: Layer) -> Array:
+    return network.forward(params, x, None, marks, None)[0]
 
 
 def _step(params: Params, x: Array, state: State, *, network: Layer) -> tuple[Array, State]:
-    y, state, _ = network.forward(params, x, state, None, None)
+    y, state, _ = network.forward(params, x, state, Marks(), None)
     return (y[:, 0, ...] if network.keeps_time else y), state
 
 
@@ -458,7 +484,9 @@ def _row_slices(count: int, size: int) -> list[slice]:
     return [slice(start, min(start + size, count)) for start in range(0, count, size)]
 
 
-def _extended(backend: Backend, x: Array, extra: int) -> Array:
+def _extended(backend: Backend, x: Array | None, extra: int) -> Array | None:
+    if x is None:
+        return None
     shape = (x.shape[0], extra, *x.shape[2:])
     zeros = from_host(np.zeros(shape, dtype=np.int32), backend)
     return backend.xp.concat([x, backend.xp.astype(zeros, x.dtype)], axis=1)

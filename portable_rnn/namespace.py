@@ -322,7 +322,8 @@ def map_leaves(function: Any, tree: Any) -> Any:
     if isinstance(tree, dict):
         return {key: map_leaves(function, branch) for key, branch in tree.items()}
     if isinstance(tree, (tuple, list)):
-        return type(tree)(map_leaves(function, branch) for branch in tree)
+        mapped = [map_leaves(function, branch) for branch in tree]
+        return type(tree)(*mapped) if hasattr(tree, "_fields") else type(tree)(mapped)
     return function(tree)
 
 

@@ -17,9 +17,9 @@ from .execution import compiles, jit
 from .layer import Layer, place_masks
 from .layers import Sequential
 from .losses import Loss
-from .namespace import Backend, from_host, namespace_of, to_numpy
+from .namespace import Backend, from_host, map_leaves, namespace_of, to_numpy
 from .optimizers import Optimizer, clip_by_global_norm, global_norm
-from .typing import Array, Params
+from .typing import Array, Marks, Params
 
 __all__ = ["Callback", "EarlyStopping", "Epoch", "History", "loss_and_gradients", "train_step"]
 
@@ -28,19 +28,19 @@ __all__ = ["Callback", "EarlyStopping", "Epoch", "History", "loss_and_gradients"
 
 
 def loss_and_gradients(
-    params: Params, x: Array, y: Array, lengths: Array | None, masks: Any, *, network: Layer, loss: Loss
+    params: Params, x: Array, y: Array, marks: Marks, masks: Any, *, network: Layer, loss: Loss
 ) -> tuple[Array, Params]:
     """The loss of a batch and its gradient with respect to every parameter."""
-    prediction, _, residuals = network.forward(params, x, None, lengths, masks)
-    value, dprediction = loss(prediction, y, lengths if network.keeps_time else None)
+    prediction, _, residuals = network.forward(params, x, None, marks, masks)
+    value, dprediction = loss(prediction, y, marks.lengths if network.keeps_time else None)
     grads, _, _ = network.backward(params, residuals, dprediction, None)
     return value, grads
 
 
-def loss_value(params: Params, x: Array, y: Array, lengths: Array | None, *, network: Layer, loss: Loss) -> Array:
+def loss_value(params: Params, x: Array, y: Array, marks: Marks, *, network: Layer, loss: Loss) -> Array:
     """The loss of a batch."""
-    prediction, _, _ = network.forward(params, x, None, lengths, None)
-    return loss(prediction, y, lengths if network.keeps_time else None)[0]
+    prediction, _, _ = network.forward(params, x, None, marks, None)
+    return loss(prediction, y, marks.lengths if network.keeps_time else None)[0]
 
 
 def train_step(
@@ -48,7 +48,7 @@ def train_step(
     state: Any,
     x: Array,
     y: Array,
-    lengths: Array | None,
+    marks: Marks,
     masks: Any,
     *,
     network: Layer,
@@ -63,7 +63,7 @@ def train_step(
     new parameters, new optimizer state, array (2,) of the loss and of the gradient's global norm before clipping
     """
     xp = namespace_of(x)
-    value, grads = loss_and_gradients(params, x, y, lengths, masks, network=network, loss=loss)
+    value, grads = loss_and_gradients(params, x, y, marks, masks, network=network, loss=loss)
     norm = global_norm(grads)
     if clip_norm is not None:
         grads = clip_by_global_norm(grads, clip_norm, norm)
@@ -77,15 +77,16 @@ def start_optimizer(params: Params, *, optimizer: Optimizer) -> Any:
 
 
 def gather(
-    x: Array, y: Array, lengths: Array | None, rows: Array, *, steps: int | None, y_has_time: bool
-) -> tuple[Array, Array, Array | None]:
+    x: Array, y: Array, marks: Marks, rows: Array, *, steps: int | None, y_has_time: bool
+) -> tuple[Array, Array, Marks]:
     """The rows of a batch, cut to the first `steps` time steps."""
     xp = namespace_of(x)
-    x, y = xp.take(x, rows, axis=0), xp.take(y, rows, axis=0)
+    x, y, marks = (map_leaves(lambda a: xp.take(a, rows, axis=0), tree) for tree in (x, y, marks))
     if steps is not None:
         x = x[:, :steps, ...]
         y = y[:, :steps, ...] if y_has_time else y
-    return x, y, None if lengths is None else xp.take(lengths, rows, axis=0)
+        marks = marks if marks.resets is None else marks._replace(resets=marks.resets[:, :steps])
+    return x, y, marks
 
 
 # ---------------------------------------------------------------------- what a run leaves behind
@@ -303,6 +304,7 @@ class TrainingRun:
         x: Array,
         y: Array,
         lengths: np.ndarray[Any, Any] | None,
+        resets: Array | None,
         rng: np.random.Generator,
         batch_size: int,
         shuffle: bool,
@@ -316,14 +318,14 @@ class TrainingRun:
         xp = self.backend.xp
         step = jit(xp, train_step, static=("network", "loss", "optimizer", "clip_norm"))
         take = jit(xp, gather, static=("steps", "y_has_time"))
-        device_lengths = None if lengths is None else from_host(lengths.astype(np.int32), self.backend)
+        marks = Marks(None if lengths is None else from_host(lengths.astype(np.int32), self.backend), resets)
         y_has_time = self.network.keeps_time
         waiting: tuple[Array, Params, Any] | None = None
         good = params
         for rows in batches(x.shape[0], batch_size, rng, shuffle):
             steps = None if lengths is None else self._steps(int(lengths[rows].max()), x.shape[1])
             device_rows = from_host(rows.astype(np.int64), self.backend)
-            batch = take(x, y, device_lengths, device_rows, steps=steps, y_has_time=y_has_time)
+            batch = take(x, y, marks, device_rows, steps=steps, y_has_time=y_has_time)
             masks = place_masks(self.network.dropout_masks(rng, tuple(batch[0].shape)), self.backend)
             before = params
             params, state, numbers = step(
@@ -368,9 +370,7 @@ class TrainingRun:
         )
 
 
-def first_nonfinite(
-    network: Layer, params: Params, x: Array, y: Array, lengths: Array | None, masks: Any, *, loss: Loss
-) -> str:
+def first_nonfinite(network: Layer, params: Params, x: Array, y: Array, marks: Marks, masks: Any, *, loss: Loss) -> str:
     """The first place, in the order of computation, whose numbers are not all finite."""
     layers = network.layers if isinstance(network, Sequential) else (network,)
     names = [f"layer {k} ({type(layer).__name__})" for k, layer in enumerate(layers)]
@@ -383,11 +383,11 @@ def first_nonfinite(
     for k, (layer, name) in enumerate(zip(layers, names, strict=True)):
         own = {key.removeprefix(prefixes[k]): p for key, p in params.items() if key.startswith(prefixes[k])}
         mask = masks if masks is None or not isinstance(network, Sequential) else masks[k]
-        value, _, _ = layer.forward(own, value, None, lengths, mask)
+        value, _, _ = layer.forward(own, value, None, marks, mask)
         if not all_finite(value):
             return f"{name}, output"
-        lengths = lengths if layer.keeps_time else None
-    _, dvalue = loss(value, y, lengths)
+        marks = marks if layer.keeps_time else Marks()
+    _, dvalue = loss(value, y, marks.lengths)
     return "the loss" if not all_finite(dvalue) else f"{names[-1]}, gradient"
 
 

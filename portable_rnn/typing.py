@@ -17,9 +17,9 @@ weights on the left as in the papers: ``a = Wx @ x + Wh @ h + b``.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
-__all__ = ["Array", "Lengths", "Params", "Pullback", "State"]
+__all__ = ["Array", "Lengths", "Marks", "Params", "Pullback", "State"]
 
 # An array of any library that follows the array API standard. The standard's libraries share no base class, so
 # static checking stops here and `namespace.py` checks at run time.
@@ -36,3 +36,18 @@ Lengths: TypeAlias = Sequence[int] | Array | None
 
 # (dy, dstate=None) -> (dparams, dx, dstate)
 Pullback: TypeAlias = Callable[..., tuple[Params, Array | None, State]]
+
+
+class Marks(NamedTuple):
+    """What marks the time axis of a batch.
+
+    Attributes
+    ----------
+    lengths : integer array (B,), or None
+        Valid steps of each row.
+    resets : boolean array (B, T), or None
+        Steps that start from a zero state: sequences that stand one after another in one row.
+    """
+
+    lengths: Array | None = None
+    resets: Array | None = None

@@ -1,0 +1,286 @@
+"""The recurrence: one direction over time, both directions, stacks, and what marks the time axis, for every cell.
+
+The time loop stands here once, forward and backward. What a step computes is in `cells.py`; how the loop runs is in
+`execution.py`.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from .cells import Cell, summed_outer
+from .execution import scan, stacked
+from .layer import valid_steps
+from .namespace import device_of, namespace_of
+from .typing import Array, Marks, Params, State
+
+__all__ = ["Masks", "run_direction", "run_direction_backward", "stack_backward", "stack_forward", "suffixes"]
+
+
+class Masks(NamedTuple):
+    """Random masks of one training step, feature-first.
+
+    Attributes
+    ----------
+    between : list of arrays (T, D * H, B), or None
+        Dropout of the outputs between two layers.
+    recurrent : list of arrays (H, B), or None
+        For each layer and direction, the dropout of h in the recurrent product.
+    zoneout : list of tuples of arrays (T, H, B), or None
+        For each layer and direction and each array of the state, 1 where the old value is kept.
+    """
+
+    between: Any = None
+    recurrent: Any = None
+    zoneout: Any = None
+
+
+# ---------------------------------------------------------------------- one direction over time
+
+
+class Span(NamedTuple):
+    """What holds the state back at a step; each is None where nothing does.
+
+    Attributes
+    ----------
+    valid : array (T, 1, B) of booleans, or None
+        Where false, the row has ended: the state is held.
+    reset : array (T, 1, B) of booleans, or None
+        Where true, the step starts from a zero state.
+    zoneout : tuple of arrays (T, H, B) for the arrays of the state, or None
+        The share of the old state that is kept.
+    """
+
+    valid: Array | None = None
+    reset: Array | None = None
+    zoneout: Any = None
+
+
+def run_direction(
+    xp: Any,
+    cell: Cell,
+    reverse: bool,
+    p: Params,
+    x: Array,
+    state: tuple[Array, ...],
+    span: Span,
+    drop: Array | None,
+) -> tuple[Array, tuple[Array, ...], Any]:
+    """Run a cell over x (T, I, B).
+
+    Where a row has ended the state is held: going forward, the final state is the one at the row's own end; going
+    backward, the row starts at its own end, because until there it holds its initial state.
+
+    Returns
+    -------
+    hs (T, H, B) with held states, final state, residuals
+    """
+    w = cell.prepare(xp, p)
+    z = xp.matmul(w["Wx"], x)
+    if "b" in w:
+        z = z + w["b"]
+
+    def step(carry: Any, inputs: Any) -> tuple[Any, Any]:
+        z_t, (valid, reset, zoneout) = inputs
+        start = _where_not(xp, reset, carry)
+        new, residual = cell.step(xp, w, z_t, start, drop)
+        if zoneout is not None:
+            new = tuple(n + kept * (old - n) for n, old, kept in zip(new, start, zoneout, strict=True))
+        if valid is not None:
+            new = tuple(xp.where(valid, n, old) for n, old in zip(new, carry, strict=True))
+        return new, (new[0], residual)
+
+    final, (hs, residuals) = scan(xp, step, state, (z, span), reverse=reverse)
+    hs = stacked(xp, hs)
+    return hs, final, (x, hs, state[0], span, drop, residuals)
+
+
+def run_direction_backward(
+    xp: Any,
+    cell: Cell,
+    reverse: bool,
+    p: Params,
+    saved: Any,
+    dhs: Array,
+    dstate: tuple[Array, ...],
+) -> tuple[Params, Array, tuple[Array, ...]]:
+    """Reverse `run_direction`: (parameter gradients, dx (T, I, B), cotangent of the initial state)."""
+    x, hs, h_initial, span, drop, residuals = saved
+    w = cell.prepare(xp, p)
+
+    def step(dcarry: Any, inputs: Any) -> tuple[Any, Any]:
+        dh_t, residual, (valid, reset, zoneout) = inputs
+        dnew: Any = (dcarry[0] + dh_t, *dcarry[1:])
+        dnew = dnew if valid is None else tuple(xp.where(valid, d, xp.zeros_like(d)) for d in dnew)
+        if zoneout is None:
+            dstart, dz, emitted = cell.step_backward(xp, w, residual, dnew, drop)
+        else:
+            dcell = tuple(d - kept * d for d, kept in zip(dnew, zoneout, strict=True))
+            dstart, dz, emitted = cell.step_backward(xp, w, residual, dcell, drop)
+            dstart = tuple(d + kept * dn for d, dn, kept in zip(dstart, dnew, zoneout, strict=True))
+        dold = _where_not(xp, reset, dstart)
+        if valid is not None:
+            held = _where_not(xp, valid, dcarry)
+            dold = tuple(d + kept for d, kept in zip(dold, held, strict=True))
+        return dold, (dz, emitted)
+
+    dinitial, (dz, emitted) = scan(xp, step, dstate, (dhs, residuals, span), reverse=not reverse)
+    dz = stacked(xp, dz)
+    h_initial = h_initial[None, ...]
+    h_before = xp.concat([hs[1:, ...], h_initial] if reverse else [h_initial, hs[:-1, ...]], axis=0)
+    if span.reset is not None:
+        h_before = xp.where(span.reset, xp.zeros_like(h_before), h_before)
+    if drop is not None:
+        h_before = h_before * drop
+    grads = cell.parameter_gradients(xp, dz, h_before, residuals, emitted)
+    grads["weight_ih"] = summed_outer(xp, dz, x)
+    return {name: grads[name] for name in p}, xp.matmul(w["Wx"].T, dz), dinitial
+
+
+def _where_not(xp: Any, condition: Array | None, arrays: tuple[Array, ...]) -> tuple[Array, ...]:
+    """The arrays, zero where the condition holds."""
+    if condition is None:
+        return arrays
+    return tuple(xp.where(condition, xp.zeros_like(a), a) for a in arrays)
+
+
+# ---------------------------------------------------------------------- stacks
+
+
+def suffixes(layer: Any) -> list[list[str]]:
+    """Torch's parameter suffixes, by layer and direction."""
+    ends = ("", "_reverse") if layer.bidirectional else ("",)
+    return [[f"_l{k}{end}" for end in ends] for k in range(layer.num_layers)]
+
+
+def _one_direction(params: Params, suffix: str) -> Params:
+    """The parameters that end in `suffix`, without it."""
+    return {name.removesuffix(suffix): p for name, p in params.items() if name.endswith(suffix)}
+
+
+def stack_forward(
+    params: Params, x: Array, state: State, marks: Marks, masks: Masks | None, *, layer: Any
+) -> tuple[Array, State, Any]:
+    """A whole stack: x (B, T, I) -> y (B, T, D * H), final state, residuals."""
+    xp = namespace_of(x)
+    batch = x.shape[0]
+    y = xp.permute_dims(x, (1, 2, 0))
+    spans = [_span(xp, x, marks, backward) for backward in (False, True)]
+    valid = spans[0].valid
+    if valid is not None:
+        y = xp.where(valid, y, xp.zeros_like(y))
+    initial = _columns(xp, layer, state, batch, x)
+    between, recurrent, zoneout = masks or Masks()
+    finals, residuals = [], []
+    k = 0
+    for depth, ends in enumerate(suffixes(layer)):
+        outputs = []
+        for direction, suffix in enumerate(ends):
+            reverse = layer.reverse != (direction == 1)
+            hs, final, saved = run_direction(
+                xp,
+                layer.cell,
+                reverse,
+                _one_direction(params, suffix),
+                y,
+                tuple(part[k, ...] for part in initial),
+                spans[reverse]._replace(zoneout=_zoneout(xp, layer, y, zoneout and zoneout[k])),
+                recurrent[k] if recurrent is not None else None,
+            )
+            outputs.append(hs)
+            finals.append(final)
+            residuals.append(saved)
+            k += 1
+        y = outputs[0] if len(outputs) == 1 else xp.concat(outputs, axis=1)
+        if valid is not None:
+            y = xp.where(valid, y, xp.zeros_like(y))
+        if between is not None and depth < layer.num_layers - 1:
+            y = y * between[depth]
+    final_state = tuple(
+        xp.permute_dims(xp.stack([final[part] for final in finals]), (0, 2, 1)) for part in range(len(initial))
+    )
+    return (
+        xp.permute_dims(y, (2, 0, 1)),
+        final_state if len(final_state) > 1 else final_state[0],
+        (residuals, between),
+    )
+
+
+def stack_backward(
+    params: Params, residuals: Any, dy: Array, dstate: State, *, layer: Any
+) -> tuple[Params, Array, State]:
+    """Reverse `stack_forward`: (dparams, dx, cotangent of the initial state)."""
+    residuals, between = residuals
+    x, hs = residuals[0][:2]
+    out = hs.shape[1]
+    xp = namespace_of(x)
+    dfinal = _columns(xp, layer, dstate, x.shape[2], x)
+    dhs = xp.permute_dims(dy, (1, 2, 0))
+    grads: Params = {}
+    dinitials: list[tuple[Array, ...]] = [()] * len(residuals)
+    k = len(residuals)
+    for depth, ends in reversed(list(enumerate(suffixes(layer)))):
+        if between is not None and depth < layer.num_layers - 1:
+            dhs = dhs * between[depth]
+        dinputs = []
+        for direction, suffix in reversed(list(enumerate(ends))):
+            k -= 1
+            found, dinput, dinitials[k] = run_direction_backward(
+                xp,
+                layer.cell,
+                layer.reverse != (direction == 1),
+                _one_direction(params, suffix),
+                residuals[k],
+                dhs[:, direction * out : (direction + 1) * out, :],
+                tuple(d[k, ...] for d in dfinal),
+            )
+            grads |= {name + suffix: g for name, g in found.items()}
+            dinputs.append(dinput)
+        dhs = dinputs[0] if len(dinputs) == 1 else dinputs[0] + dinputs[1]
+    dstates = tuple(xp.permute_dims(xp.stack([d[part] for d in dinitials]), (0, 2, 1)) for part in range(len(dfinal)))
+    return (
+        {name: grads[name] for name in params},
+        xp.permute_dims(dhs, (2, 0, 1)),
+        dstates if len(dstates) > 1 else dstates[0],
+    )
+
+
+def _span(xp: Any, x: Array, marks: Marks, reverse: bool) -> Span:
+    """Lengths and resets as the time loop of one direction wants them."""
+    valid = reset = None
+    if marks.lengths is not None:
+        valid = xp.permute_dims(valid_steps(xp, marks.lengths, x.shape[1], x), (1, 0))[:, None, :]
+    if marks.resets is not None:
+        reset = xp.permute_dims(marks.resets, (1, 0))[:, None, :]
+        if reverse:  # a sequence that starts at step t is, going backward, the one that ends there
+            reset = xp.concat([reset[1:, ...], xp.zeros_like(reset[:1, ...])], axis=0)
+    return Span(valid, reset)
+
+
+def _zoneout(xp: Any, layer: Any, like: Array, masks: Any) -> Any:
+    """The share of the old state that is kept: drawn masks in training, else their expectation."""
+    p = getattr(layer, "zoneout", 0.0)
+    if masks is not None or not p:
+        return masks
+    steps, _, batch = like.shape
+    device = device_of(like)
+    return tuple(xp.full((steps, 1, batch), p, dtype=like.dtype, device=device) for _ in state_sizes(layer))
+
+
+def state_sizes(layer: Any) -> tuple[int, ...]:
+    """Rows of each array of the state."""
+    sizes: tuple[int, ...] = layer.cell.state_sizes(layer.hidden_size)
+    return sizes
+
+
+def _columns(xp: Any, layer: Any, state: State, batch: int, like: Array) -> tuple[Array, ...]:
+    """A public state (L, B, H) feature-first, (L, H, B), each of its arrays; zeros for None."""
+    count = layer.num_layers * (2 if layer.bidirectional else 1)
+    sizes = state_sizes(layer)
+    parts = (None,) * len(sizes) if state is None else state if isinstance(state, (tuple, list)) else (state,)
+    return tuple(
+        xp.zeros((count, size, batch), dtype=like.dtype, device=device_of(like))
+        if part is None
+        else xp.permute_dims(part, (0, 2, 1))
+        for size, part in zip(sizes, parts, strict=True)
+    )
