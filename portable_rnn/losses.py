@@ -62,7 +62,10 @@ def mse(prediction: Array, target: Array, lengths: Array | None = None) -> tuple
 
 
 def mae(prediction: Array, target: Array, lengths: Array | None = None) -> tuple[Array, Array]:
-    """Mean absolute error, ``mean(abs(prediction - target))``; the gradient at zero is zero. Shapes as in `mse`."""
+    """Mean absolute error, ``mean(abs(prediction - target))``.
+
+    The gradient where the two are equal is zero. Shapes and result as in `mse`.
+    """
     return _elementwise(prediction, target, lengths, lambda xp, p, t: (xp.abs(p - t), xp.sign(p - t)))
 
 

@@ -161,7 +161,17 @@ def sgd(learning_rate: float | Schedule = 0.01, momentum: float = 0.0, nesterov:
 def rmsprop(learning_rate: float | Schedule = 0.01, decay: float = 0.99, eps: float = 1e-8) -> RMSprop:
     """``s = decay * s + (1 - decay) * g**2; p = p - learning_rate * g / (sqrt(s) + eps)``, as `torch.optim.RMSprop`.
 
-    Source: Hinton, Neural networks for machine learning, lecture 6 (2012).
+    Parameters
+    ----------
+    learning_rate : float or schedule
+    decay : float
+        Of the running mean of squared gradients, in [0, 1).
+    eps : float
+        Keeps the divisor from zero.
+
+    References
+    ----------
+    Hinton, Neural networks for machine learning, lecture 6 (2012).
     """
     return RMSprop(_learning_rate(learning_rate), _decay("decay", decay), positive_number("eps", eps))
 
@@ -169,7 +179,17 @@ def rmsprop(learning_rate: float | Schedule = 0.01, decay: float = 0.99, eps: fl
 def adam(learning_rate: float | Schedule = 1e-3, beta1: float = 0.9, beta2: float = 0.999, eps: float = 1e-8) -> Adam:
     """Adam with bias correction, as `torch.optim.Adam`.
 
-    Source: Kingma and Ba (2014), arXiv:1412.6980.
+    Parameters
+    ----------
+    learning_rate : float or schedule
+    beta1, beta2 : float
+        Of the running means of gradients and of their squares, in [0, 1).
+    eps : float
+        Keeps the divisor from zero.
+
+    References
+    ----------
+    Kingma and Ba (2014), Adam: a method for stochastic optimization, arXiv:1412.6980.
     """
     return adamw(learning_rate, beta1, beta2, eps, weight_decay=0.0)
 
@@ -183,7 +203,16 @@ def adamw(
 ) -> Adam:
     """Adam with decoupled weight decay, ``p = p - learning_rate * weight_decay * p``, as `torch.optim.AdamW`.
 
-    Source: Loshchilov and Hutter (2017), arXiv:1711.05101.
+    Parameters
+    ----------
+    learning_rate, beta1, beta2, eps
+        As in `adam`.
+    weight_decay : float
+        Share of a parameter that an update with learning rate 1 takes away.
+
+    References
+    ----------
+    Loshchilov and Hutter (2017), Decoupled weight decay regularization, arXiv:1711.05101.
     """
     if not _is_number(weight_decay) or not 0 <= weight_decay < math.inf:
         raise InputError(f"weight_decay must be a finite number of at least 0, got {weight_decay!r}")
@@ -231,7 +260,20 @@ def clip_by_global_norm(grads: Params, max_norm: float, norm: Array | None = Non
     InputError
         `max_norm` is not a positive finite number.
 
-    Source: Pascanu, Mikolov and Bengio (2013), arXiv:1211.5063.
+    Parameters
+    ----------
+    grads : dict of str to array
+    max_norm : float
+    norm : array (), optional
+        The norm, where it is known already.
+
+    Returns
+    -------
+    dict of str to array
+
+    References
+    ----------
+    Pascanu, Mikolov and Bengio (2013), On the difficulty of training recurrent neural networks, arXiv:1211.5063.
 
     Examples
     --------
@@ -290,7 +332,16 @@ class _Piecewise:
 def cosine_decay(initial: float, steps: int, final: float = 0.0) -> Schedule:
     """From `initial` down to `final` along half a cosine over `steps` updates, then constant.
 
-    Source: Loshchilov and Hutter (2016), arXiv:1608.03983.
+    Parameters
+    ----------
+    initial, final : float
+        Learning rates at the start and at the end.
+    steps : int
+        Updates in between.
+
+    References
+    ----------
+    Loshchilov and Hutter (2016), SGDR: stochastic gradient descent with warm restarts, arXiv:1608.03983.
 
     Examples
     --------
@@ -303,17 +354,39 @@ def cosine_decay(initial: float, steps: int, final: float = 0.0) -> Schedule:
 
 
 def warmup_cosine_decay(peak: float, warmup_steps: int, steps: int, final: float = 0.0) -> Schedule:
-    """Linearly up to `peak` over `warmup_steps` updates, then `cosine_decay` to `final` at update `steps`."""
+    """Linearly up to `peak`, then `cosine_decay` to `final`.
+
+    Parameters
+    ----------
+    peak, final : float
+        Learning rates after the warm-up and at the end.
+    warmup_steps, steps : int
+        The updates at which `peak` and `final` are reached.
+    """
     return _Cosine(peak, steps, final, warmup_steps)
 
 
 def exponential_decay(initial: float, rate: float, steps: float = 1) -> Schedule:
-    """``initial * rate ** (updates / steps)``."""
+    """``initial * rate ** (updates / steps)``.
+
+    Parameters
+    ----------
+    initial, rate : float
+    steps : float
+        Updates in which the learning rate changes by the factor `rate`.
+    """
     return _Exponential(initial, rate, steps)
 
 
 def piecewise_constant(initial: float, factors: Mapping[int, float]) -> Schedule:
-    """`initial`, multiplied by each factor from its update on: ``piecewise_constant(0.1, {100: 0.5})``."""
+    """`initial`, multiplied by each factor from its update on.
+
+    Parameters
+    ----------
+    initial : float
+    factors : dict of int to float
+        ``{100: 0.5}`` halves the learning rate at update 100.
+    """
     return _Piecewise(initial, tuple(sorted(factors.items())))
 
 

@@ -102,6 +102,8 @@ def _check_configuration(self: Any) -> None:
     for name in ("nonlinearity", "activation", "recurrent_activation", "output_activation"):
         if getattr(self, name, None) is not None:
             activation(getattr(self, name))
+    if self.recompute_every is not None:
+        check_positive_integer("recompute_every", self.recompute_every)
     clip = getattr(self, "clip", None)
     if clip is not None and not clip > 0:
         raise InputError(f"clip must be positive, or None, got {clip!r}")
@@ -147,10 +149,15 @@ class RNN(Layer):
     zoneout : float
         Probability of keeping an entry of the old state, drawn for each step in training; its expectation otherwise
         (Krueger et al. 2016).
+    recompute_every : int, optional
+        Keep the state at every so many steps only, and run the steps between again in the backward pass: the same
+        gradients in O(T / n + n) memory, for one more forward pass.
     clip : float, optional
         Bound on the pre-activations, as in ONNX.
 
-    Source: Elman (1990), Finding structure in time, Cognitive Science 14.
+    References
+    ----------
+    Elman (1990), Finding structure in time, Cognitive Science 14.
 
     Examples
     --------
@@ -173,6 +180,7 @@ class RNN(Layer):
     dropout: float = 0.0
     recurrent_dropout: float = 0.0
     zoneout: float = 0.0
+    recompute_every: int | None = None
     clip: float | None = None
 
     def __post_init__(self) -> None:
@@ -204,7 +212,8 @@ class LSTM(Layer):
 
     Parameters
     ----------
-    input_size, hidden_size, num_layers, bias, bidirectional, reverse, dropout, recurrent_dropout, zoneout, clip
+    input_size, hidden_size, num_layers, bias, bidirectional, reverse, dropout, recurrent_dropout, zoneout,
+    recompute_every, clip
         As in `RNN`.
     proj_size : int
         Rows of a projection ``weight_hr_l0`` (proj_size, H) of h; 0 for none. y and h then have `proj_size` features.
@@ -215,7 +224,9 @@ class LSTM(Layer):
     activation, recurrent_activation, output_activation : str
         In place of the tanh of g, of sigmoid, and of the tanh of c' (the same as `activation` when left out).
 
-    Source: Hochreiter and Schmidhuber (1997); Gers, Schmidhuber and Cummins (2000); Sak, Senior and Beaufays (2014).
+    References
+    ----------
+    Hochreiter and Schmidhuber (1997); Gers, Schmidhuber and Cummins (2000); Sak, Senior and Beaufays (2014).
 
     Examples
     --------
@@ -236,6 +247,7 @@ class LSTM(Layer):
     dropout: float = 0.0
     recurrent_dropout: float = 0.0
     zoneout: float = 0.0
+    recompute_every: int | None = None
     proj_size: int = 0
     peepholes: bool = False
     coupled: bool = False
@@ -286,14 +298,17 @@ class GRU(Layer):
 
     Parameters
     ----------
-    input_size, hidden_size, num_layers, bias, bidirectional, reverse, dropout, recurrent_dropout, zoneout, clip
+    input_size, hidden_size, num_layers, bias, bidirectional, reverse, dropout, recurrent_dropout, zoneout,
+    recompute_every, clip
         As in `RNN`.
     reset_after : bool
         True: the reset gate acts on ``Wh @ h + b``, as in torch, cuDNN and Keras 3. False: on h, as published.
     activation, recurrent_activation : str
         In place of tanh and of sigmoid.
 
-    Source: Cho et al. (2014), Learning phrase representations using RNN encoder-decoder, arXiv:1406.1078.
+    References
+    ----------
+    Cho et al. (2014), Learning phrase representations using RNN encoder-decoder, arXiv:1406.1078.
 
     Examples
     --------
@@ -316,6 +331,7 @@ class GRU(Layer):
     dropout: float = 0.0
     recurrent_dropout: float = 0.0
     zoneout: float = 0.0
+    recompute_every: int | None = None
     reset_after: bool = True
     activation: str = "tanh"
     recurrent_activation: str = "sigmoid"
@@ -351,7 +367,8 @@ class Recurrent(Layer):
     ----------
     cell : Cell
         A hashable object with the methods of `portable_rnn.cells.Cell`.
-    input_size, hidden_size, num_layers, bias, bidirectional, reverse, dropout, recurrent_dropout, zoneout
+    input_size, hidden_size, num_layers, bias, bidirectional, reverse, dropout, recurrent_dropout, zoneout,
+    recompute_every
         As in `RNN`.
 
     Examples
@@ -373,6 +390,7 @@ class Recurrent(Layer):
     dropout: float = 0.0
     recurrent_dropout: float = 0.0
     zoneout: float = 0.0
+    recompute_every: int | None = None
 
     in_width = property(_in_width)
     out_width = _out_width
