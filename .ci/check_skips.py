@@ -21,11 +21,13 @@ def outcomes(report: Path) -> tuple[Counter[str], Counter[str]]:
         skip = case.find("skipped")
         if case.find("failure") is not None or case.find("error") is not None:
             counts["failed"] += 1
-        elif skip is None or skip.get("type") == "pytest.xfail":
+        elif skip is None:
             counts["passed"] += 1
-        else:
+        elif skip.get("type") != "pytest.xfail":
             counts["skipped"] += 1
-            reasons[(skip.get("message") or "").strip()] += 1
+            message = skip.get("message") or ""
+            # where a whole module was skipped, the reason is in the text alone
+            reasons[(skip.text or "" if message == "collection skipped" else message).strip()] += 1
     return counts, reasons
 
 
