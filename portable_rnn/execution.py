@@ -93,5 +93,6 @@ def _at(x: Any, t: int) -> Any:
     if x is None:
         return None
     if isinstance(x, tuple):
-        return tuple(_at(part, t) for part in x)
+        parts = [_at(part, t) for part in x]
+        return tuple(parts) if type(x) is tuple else type(x)(*parts)
     return x[t] if isinstance(x, list) else x[t, ...]

@@ -6,12 +6,13 @@ The time loop stands here once, forward and backward. What a step computes is in
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, NamedTuple
 
 from .cells import Cell, summed_outer
 from .execution import scan, stacked
 from .layer import valid_steps
-from .namespace import device_of, namespace_of
+from .namespace import device_of, map_leaves, namespace_of
 from .typing import Array, Marks, Params, State
 
 __all__ = ["Masks", "run_direction", "run_direction_backward", "stack_backward", "stack_forward", "suffixes"]
@@ -137,6 +138,91 @@ def run_direction_backward(
     return {name: grads[name] for name in p}, xp.matmul(w["Wx"].T, dz), dinitial
 
 
+def run_segments(
+    xp: Any,
+    cell: Cell,
+    reverse: bool,
+    p: Params,
+    x: Array,
+    state: tuple[Array, ...],
+    span: Span,
+    drop: Array | None,
+    every: int,
+) -> tuple[Array, tuple[Array, ...], Any]:
+    """`run_direction` that keeps the state at every `every` steps in place of all residuals.
+
+    The backward pass runs each segment forward again, from the state at its start, just before it runs it backward:
+    O(T / every + every) memory beside inputs and outputs, for one more forward pass. Source: Chen et al. (2016),
+    arXiv:1604.06174.
+    """
+    parts = _segments(xp, (x, span), reverse, every)
+    outputs: list[Array] = []
+    starts: list[Any] = []
+    for part in parts:
+
+        def segment(carry: Any, inputs: Any) -> tuple[Any, Any]:
+            x_part, span_part = inputs
+            hs, final, _ = run_direction(xp, cell, reverse, p, x_part, carry, span_part, drop)
+            return final, (hs, carry)
+
+        state, (hs, begun) = scan(xp, segment, state, part, reverse=reverse)
+        outputs.append(_joined(xp, hs))
+        starts.append(begun)
+    hs = xp.concat(outputs[::-1] if reverse else outputs, axis=0) if len(outputs) > 1 else outputs[0]
+    return hs, state, (x, span, drop, starts)
+
+
+def run_segments_backward(
+    xp: Any,
+    cell: Cell,
+    reverse: bool,
+    p: Params,
+    saved: Any,
+    dhs: Array,
+    dstate: tuple[Array, ...],
+    every: int,
+) -> tuple[Params, Array, tuple[Array, ...]]:
+    """Reverse `run_segments`; as `run_direction_backward`."""
+    x, span, drop, starts = saved
+    parts = _segments(xp, (x, span, dhs), reverse, every)
+    grads = {name: xp.zeros_like(value) for name, value in p.items()}
+    dinputs: list[Array] = []
+    for part, begun in zip(parts[::-1], starts[::-1], strict=True):
+
+        def segment(carry: Any, inputs: Any) -> tuple[Any, Any]:
+            so_far, dfinal = carry
+            x_part, span_part, dhs_part, start = inputs
+            _, _, residuals = run_direction(xp, cell, reverse, p, x_part, start, span_part, drop)
+            found, dx, dstart = run_direction_backward(xp, cell, reverse, p, residuals, dhs_part, dfinal)
+            return ({name: g + found[name] for name, g in so_far.items()}, dstart), (dx,)
+
+        (grads, dstate), (dx,) = scan(xp, segment, (grads, dstate), (*part, begun), reverse=not reverse)
+        dinputs.append(_joined(xp, dx))
+    dx = xp.concat(dinputs if reverse else dinputs[::-1], axis=0) if len(dinputs) > 1 else dinputs[0]
+    return grads, dx, dstate
+
+
+def _segments(xp: Any, tree: Any, reverse: bool, every: int) -> list[Any]:
+    """A nest of arrays (T, ...) as one of arrays (N, every, ...), and the shorter rest, in the order of running."""
+    steps = tree[0].shape[0]
+    whole = steps // every * every
+    cuts = [(0, whole, every), (whole, steps, steps - whole)]
+    if reverse:  # the rest is what runs last
+        cuts = [(steps - whole, steps, every), (0, steps - whole, steps - whole)]
+
+    def cut(array: Array, first: int, last: int, size: int) -> Array:
+        return xp.reshape(array[first:last, ...], ((last - first) // size, size, *array.shape[1:]))
+
+    return [map_leaves(lambda a, c=c: cut(a, *c), tree) for c in cuts if c[0] < c[1]]
+
+
+def _joined(xp: Any, segments: Any) -> Array:
+    """(N, every, ...) as (N * every, ...)."""
+    if isinstance(segments, list):
+        return xp.concat(segments, axis=0)
+    return xp.reshape(segments, (-1, *segments.shape[2:]))
+
+
 def _where_not(xp: Any, condition: Array | None, arrays: tuple[Array, ...]) -> tuple[Array, ...]:
     """The arrays, zero where the condition holds."""
     if condition is None:
@@ -171,13 +257,16 @@ def stack_forward(
         y = xp.where(valid, y, xp.zeros_like(y))
     initial = _columns(xp, layer, state, batch, x)
     between, recurrent, zoneout = masks or Masks()
+    run: Any = run_direction
+    if layer.recompute_every:
+        run = partial(run_segments, every=layer.recompute_every)
     finals, residuals = [], []
     k = 0
     for depth, ends in enumerate(suffixes(layer)):
         outputs = []
         for direction, suffix in enumerate(ends):
             reverse = layer.reverse != (direction == 1)
-            hs, final, saved = run_direction(
+            hs, final, saved = run(
                 xp,
                 layer.cell,
                 reverse,
@@ -211,9 +300,12 @@ def stack_backward(
 ) -> tuple[Params, Array, State]:
     """Reverse `stack_forward`: (dparams, dx, cotangent of the initial state)."""
     residuals, between = residuals
-    x, hs = residuals[0][:2]
-    out = hs.shape[1]
+    x = residuals[0][0]
+    out = state_sizes(layer)[0]
     xp = namespace_of(x)
+    run: Any = run_direction_backward
+    if layer.recompute_every:
+        run = partial(run_segments_backward, every=layer.recompute_every)
     dfinal = _columns(xp, layer, dstate, x.shape[2], x)
     dhs = xp.permute_dims(dy, (1, 2, 0))
     grads: Params = {}
@@ -225,7 +317,7 @@ def stack_backward(
         dinputs = []
         for direction, suffix in reversed(list(enumerate(ends))):
             k -= 1
-            found, dinput, dinitials[k] = run_direction_backward(
+            found, dinput, dinitials[k] = run(
                 xp,
                 layer.cell,
                 layer.reverse != (direction == 1),
