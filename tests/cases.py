@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 from hypothesis import strategies as st
+from trees import mapped
 
 import portable_rnn as prnn
 
@@ -22,35 +23,33 @@ class Case:
     x: np.ndarray
     state: Any
     lengths: list[int] | None
+    resets: np.ndarray | None
     masks: Any
     dy: np.ndarray
     dstate: Any
 
     @property
-    def inputs(self) -> tuple[Any, ...]:
+    def inputs(self) -> dict[str, Any]:
         """The arguments of `apply`."""
-        return self.params, self.x, self.state, self.lengths, self.masks
+        names = ("params", "x", "state", "lengths", "resets", "masks")
+        return {name: getattr(self, name) for name in names}
 
     @property
-    def everything(self) -> tuple[Any, ...]:
-        """The arguments of `vjp` and of its pullback."""
-        return *self.inputs, self.dy, self.dstate
+    def cotangents(self) -> dict[str, Any]:
+        """The arguments of the pullback."""
+        return {"dy": self.dy, "dstate": self.dstate}
 
     def astype(self, dtype: str) -> Case:
         """The same with every floating array in `dtype`."""
 
-        def cast(tree: Any) -> Any:
-            if isinstance(tree, np.ndarray):
-                return tree.astype(dtype) if tree.dtype.kind == "f" else tree
-            if isinstance(tree, dict):
-                return {key: cast(branch) for key, branch in tree.items()}
-            return type(tree)(map(cast, tree)) if isinstance(tree, (tuple, list)) else tree
+        def cast(array: Any) -> Any:
+            return array.astype(dtype) if array.dtype.kind == "f" else array
 
-        fields = {f.name: cast(getattr(self, f.name)) for f in dataclasses.fields(self)}
-        return Case(**{**fields, "layer": self.layer, "lengths": self.lengths})
+        names = ("params", "x", "state", "masks", "dy", "dstate")
+        return dataclasses.replace(self, **{n: mapped(cast, getattr(self, n)) for n in names})
 
     def __repr__(self) -> str:
-        return f"Case({self.layer}, x {self.x.shape}, lengths={self.lengths})"
+        return f"Case({self.layer}, x {self.x.shape}, lengths={self.lengths}, resets={self.resets})"
 
 
 def make_case(
@@ -59,6 +58,8 @@ def make_case(
     *,
     lengths: list[int] | None = None,
     with_state: bool = True,
+    with_resets: bool = False,
+    with_masks: bool = True,
     seed: int = 0,
 ) -> Case:
     """Random values for a layer; `shape` is that of x."""
@@ -73,30 +74,27 @@ def make_case(
         x = rng.integers(0, first.num_embeddings, shape)
     else:
         x = rng.standard_normal(shape)
-    masks = _map(lambda m: m.astype("float64"), layer.dropout_masks(rng, shape))
+    masks = None
+    if with_masks:
+        masks = mapped(lambda m: m.astype("float64"), layer.dropout_masks(rng, shape))
     y, final = layer.apply(params, x)
-    like_final = [_map(lambda part: rng.standard_normal(part.shape), final) for _ in range(2)]
+    like_final = [mapped(lambda part: rng.standard_normal(part.shape), final) for _ in range(2)]
     return Case(
         layer,
         params,
         x,
         like_final[0] if with_state else None,
         lengths,
+        rng.random(shape[:2]) < 0.4 if with_resets else None,
         masks,
         rng.standard_normal(y.shape),
         like_final[1],
     )
 
 
-def _map(function: Callable[[Any], Any], tree: Any) -> Any:
-    if tree is None:
-        return None
-    if isinstance(tree, (tuple, list)):
-        return type(tree)(_map(function, branch) for branch in tree)
-    return function(tree)
-
-
 # ---------------------------------------------------------------------- recurrent layers
+
+HARD_SEED = 311  # of those that keep every argument away from where a derivative jumps
 
 RECURRENT: dict[str, tuple[type[prnn.Layer], dict[str, Any]]] = {
     "rnn-tanh": (prnn.RNN, {}),
@@ -105,38 +103,67 @@ RECURRENT: dict[str, tuple[type[prnn.Layer], dict[str, Any]]] = {
     "rnn-identity": (prnn.RNN, {"nonlinearity": "identity"}),
     "rnn-softsign": (prnn.RNN, {"nonlinearity": "softsign"}),
     "rnn-softplus": (prnn.RNN, {"nonlinearity": "softplus"}),
+    "rnn-elu": (prnn.RNN, {"nonlinearity": "elu(0.5)"}),
+    "rnn-leaky_relu": (prnn.RNN, {"nonlinearity": "leaky_relu(0.2)"}),
+    "rnn-thresholded_relu": (prnn.RNN, {"nonlinearity": "thresholded_relu(0.3)"}),
+    "rnn-scaled_tanh": (prnn.RNN, {"nonlinearity": "scaled_tanh(1.5, 0.7)"}),
+    "rnn-hard_sigmoid": (prnn.RNN, {"nonlinearity": "hard_sigmoid"}),
+    "rnn-exponential": (prnn.RNN, {"nonlinearity": "exponential", "clip": 1.5}),
+    "rnn-affine": (prnn.RNN, {"nonlinearity": "affine(0.8, 0.1)"}),
+    "rnn-clipped": (prnn.RNN, {"clip": 0.6}),
     "lstm": (prnn.LSTM, {}),
     "lstm-projected": (prnn.LSTM, {"proj_size": 1}),
     "lstm-peepholes": (prnn.LSTM, {"peepholes": True}),
-    "lstm-peepholes-projected": (prnn.LSTM, {"peepholes": True, "proj_size": 2}),
-    "lstm-others": (prnn.LSTM, {"activation": "softsign", "recurrent_activation": "softplus"}),
+    "lstm-coupled": (prnn.LSTM, {"coupled": True}),
+    "lstm-everything": (
+        prnn.LSTM,
+        {"peepholes": True, "coupled": True, "proj_size": 2, "clip": 0.9, "zoneout": 0.25},
+    ),
+    "lstm-others": (
+        prnn.LSTM,
+        {
+            "activation": "softsign",
+            "recurrent_activation": "hard_sigmoid",
+            "output_activation": "softplus",
+            "clip": 0.8,
+        },
+    ),
     "lstm-peepholes-others": (
         prnn.LSTM,
-        {"peepholes": True, "activation": "relu", "recurrent_activation": "sigmoid"},
+        {
+            "peepholes": True,
+            "activation": "elu",
+            "recurrent_activation": "softsign",
+            "output_activation": "scaled_tanh(1.5, 0.7)",
+        },
     ),
-    "lstm-sigmoid": (prnn.LSTM, {"activation": "sigmoid", "recurrent_activation": "tanh"}),
+    "lstm-swapped": (prnn.LSTM, {"activation": "sigmoid", "recurrent_activation": "tanh"}),
+    "lstm-zoneout": (prnn.LSTM, {"zoneout": 0.4}),
     "gru": (prnn.GRU, {}),
     "gru-before": (prnn.GRU, {"reset_after": False}),
-    "gru-others": (prnn.GRU, {"activation": "relu", "recurrent_activation": "softsign"}),
+    "gru-others": (
+        prnn.GRU,
+        {"activation": "relu", "recurrent_activation": "softsign", "clip": 0.7},
+    ),
     "gru-before-others": (
         prnn.GRU,
         {"reset_after": False, "activation": "softplus", "recurrent_activation": "tanh"},
     ),
+    "gru-before-clipped": (prnn.GRU, {"reset_after": False, "clip": 0.5, "zoneout": 0.3}),
 }
 
 
-def hard_recurrent_case(family: str) -> Case:
-    """Two layers, both directions, rows of every kind of length, state, both kinds of dropout."""
+def _hard_recurrent_case(family: str) -> Case:
+    """Two layers, both directions, rows of every kind of length, state, resets, every kind of mask."""
     kind, options = RECURRENT[family]
-    layer = kind(
-        2, 3, 2, bidirectional=True, dropout=0.4, recurrent_dropout=0.3, **options
-    )  # fmt: skip
-    return make_case(layer, (4, 3, 2), lengths=[2, 0, 3, 1], seed=26)
+    dropout = {"dropout": 0.4, "recurrent_dropout": 0.3}
+    layer = kind(2, 3, 2, bidirectional=True, **dropout, **options)
+    return make_case(layer, (4, 3, 2), lengths=[2, 0, 3, 1], with_resets=True, seed=HARD_SEED)
 
 
 @st.composite
-def recurrent_cases(draw: st.DrawFn, family: str) -> Case:
-    """Any shape, depth, direction, lengths, state and dropout."""
+def _recurrent_cases(draw: st.DrawFn, family: str) -> Case:
+    """Any shape, depth, direction, lengths, state, resets and masks."""
     kind, options = RECURRENT[family]
     batch, steps, features = (draw(st.integers(1, n)) for n in (4, 5, 3))
     dropped = draw(st.booleans())
@@ -145,7 +172,7 @@ def recurrent_cases(draw: st.DrawFn, family: str) -> Case:
         draw(st.integers(1 + options.get("proj_size", 0), 4)),
         draw(st.integers(1, 2)),
         bias=draw(st.booleans()),
-        bidirectional=draw(st.booleans()),
+        **draw(st.sampled_from([{}, {"bidirectional": True}, {"reverse": True}])),
         dropout=0.5 if dropped else 0.0,
         recurrent_dropout=0.25 if dropped else 0.0,
         **options,
@@ -155,6 +182,8 @@ def recurrent_cases(draw: st.DrawFn, family: str) -> Case:
         (batch, steps, features),
         lengths=draw(lengths(batch, steps)),
         with_state=draw(st.booleans()),
+        with_resets=draw(st.booleans()),
+        with_masks=draw(st.booleans()),
         seed=draw(st.integers(0, 2**16)),
     )
 
@@ -204,14 +233,14 @@ OTHERS: dict[str, tuple[Callable[[int, int], prnn.Layer], int]] = {
 }
 
 
-def hard_other_case(name: str) -> Case:
+def _hard_other_case(name: str) -> Case:
     """Rows of every kind of length."""
     build, rank = OTHERS[name]
     return _other_case(build, rank, 4, 3, 2, 3, [2, 0, 3, 1], seed=2)
 
 
 @st.composite
-def other_cases(draw: st.DrawFn, name: str) -> Case:
+def _other_cases(draw: st.DrawFn, name: str) -> Case:
     """Any shape and lengths."""
     build, rank = OTHERS[name]
     batch, steps, features, hidden = (draw(st.integers(1, n)) for n in (4, 5, 3, 4))
@@ -222,7 +251,15 @@ def other_cases(draw: st.DrawFn, name: str) -> Case:
 
 
 def _other_case(
-    build: Any, rank: int, batch: int, steps: int, features: int, hidden: int, ends: Any, *, seed: int
+    build: Any,
+    rank: int,
+    batch: int,
+    steps: int,
+    features: int,
+    hidden: int,
+    ends: Any,
+    *,
+    seed: int,
 ) -> Case:
     layer = build(features, hidden)
     integers = isinstance(layer, prnn.Embedding) or (
@@ -233,3 +270,16 @@ def _other_case(
     if rank == 2:
         return make_case(layer, (batch, features), seed=seed)
     return make_case(layer, (batch, steps, features), lengths=ends, seed=seed)
+
+
+# ---------------------------------------------------------------------- both
+
+
+def hard_case(name: str) -> Case:
+    """One case that has everything at once."""
+    return _hard_recurrent_case(name) if name in RECURRENT else _hard_other_case(name)
+
+
+def random_cases(name: str) -> st.SearchStrategy[Case]:
+    """Any case of this name."""
+    return _recurrent_cases(name) if name in RECURRENT else _other_cases(name)

@@ -10,7 +10,7 @@ import functools
 import importlib.util
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ import hypothesis
 import numpy as np
 import pytest
 from hypothesis import strategies as st
+from trees import mapped
 
 import portable_rnn as prnn
 
@@ -47,18 +48,18 @@ class Entry:
     device: str | None = None
     jitted: bool = False  # the public call is traced under jax.jit
     read_only: bool = False  # every input array refuses writes
-    examples: int = 10  # of hypothesis: few where an operation or a compilation is slow
+    examples: int = 60  # of hypothesis: few where an operation or a compilation is slow
 
 
 ENTRIES = {
-    "numpy": Entry("numpy", examples=25),
+    "numpy": Entry("numpy", examples=200),
     "numpy-readonly": Entry("numpy", read_only=True),
-    "jax": Entry("jax", examples=2),
-    "jax-jit": Entry("jax", jitted=True, examples=2),
+    "jax": Entry("jax", examples=10),
+    "jax-jit": Entry("jax", jitted=True, examples=5),
     "torch": Entry("torch"),
     "array_api_strict": Entry("array_api_strict"),
-    "array_api_strict-device1": Entry("array_api_strict", device="device1", examples=5),
-    "dpnp": Entry("dpnp", examples=2),
+    "array_api_strict-device1": Entry("array_api_strict", device="device1", examples=30),
+    "dpnp": Entry("dpnp", examples=15),
     "cupy": Entry("cupy"),
 }
 
@@ -82,53 +83,29 @@ class BackendUnderTest:
 
     def array(self, tree: Any) -> Any:
         """A nest of NumPy arrays as arrays of this library; dtypes stay as they are."""
-        return _map(self._one_array, tree)
+        return mapped(self._one_array, tree)
 
     def numpy(self, tree: Any) -> Any:
         """The way back, which also checks that every array is where and what it should be."""
-        return _map(self._one_numpy, tree)
+        return mapped(self._one_numpy, tree)
 
-    def apply(
-        self,
-        layer: prnn.Layer,
-        params: Any,
-        x: Any,
-        state: Any = None,
-        lengths: Any = None,
-        masks: Any = None,
-    ) -> tuple[Any, Any]:
-        """``layer.apply``: (y, final state)."""
-        run = _jitted_apply(layer) if self.entry.jitted else functools.partial(_apply, layer)
-        arrays = self.array((params, x, state))
-        return self.numpy(run(*arrays, self._lengths(lengths), self.array(masks)))
+    def apply(self, layer: prnn.Layer, **inputs: Any) -> tuple[Any, Any]:
+        """``layer.apply(**inputs)``: (y, final state)."""
+        run = _jitted_apply(layer) if self.entry.jitted else layer.apply
+        return self.numpy(run(**self._arrays(inputs)))
 
     def vjp(
-        self,
-        layer: prnn.Layer,
-        params: Any,
-        x: Any,
-        state: Any = None,
-        lengths: Any = None,
-        masks: Any = None,
-        dy: Any = None,
-        dstate: Any = None,
+        self, layer: prnn.Layer, *, dy: Any = None, dstate: Any = None, **inputs: Any
     ) -> tuple[Any, Any, Any, Any, Any]:
-        """``layer.vjp`` and its pullback: (y, final state, dparams, dx, dstate)."""
+        """``layer.vjp(**inputs)`` and its pullback: (y, final state, dparams, dx, dstate)."""
         run = _jitted_vjp(layer) if self.entry.jitted else functools.partial(_vjp, layer)
-        arrays = self.array((params, x, state))
-        return self.numpy(
-            run(*arrays, self._lengths(lengths), self.array(masks), *self.array((dy, dstate)))
-        )
+        return self.numpy(run(self._arrays(inputs), *self.array((dy, dstate))))
 
-    def for_all(
-        self, strategy: st.SearchStrategy[Any], *, example: Any = None
-    ) -> Callable[[Callable[[Any], None]], None]:
-        """Decorate a check: it runs at once on `example` and on as many others as this library has speed for."""
+    def for_all(self, strategy: st.SearchStrategy[Any]) -> Callable[[Callable[[Any], None]], None]:
+        """Decorate a check: it runs at once, on as many examples as this library has the speed for."""
 
         def run(check: Callable[[Any], None]) -> None:
             test = hypothesis.given(strategy)(check)
-            if example is not None:
-                test = hypothesis.example(example)(test)
             hypothesis.settings(max_examples=self.entry.examples)(test)()
 
         return run
@@ -147,40 +124,29 @@ class BackendUnderTest:
         assert array_api_compat.device(x) == self.target.device
         return prnn.to_numpy(x)
 
-    def _lengths(self, lengths: Any) -> Any:
-        # a traced call takes an array; elsewhere a plain list, as most users have it
-        return self.array(np.asarray(lengths)) if self.entry.jitted and lengths is not None else lengths
+    def _arrays(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        arrays = {name: self.array(v) for name, v in inputs.items() if name != "lengths"}
+        lengths = inputs.get("lengths")
+        if self.entry.jitted and lengths is not None:
+            lengths = self.array(
+                np.asarray(lengths)
+            )  # traced; elsewhere a list, as most users have it
+        return {**arrays, "lengths": lengths}
 
 
-def _map(function: Callable[[Any], Any], tree: Any) -> Any:
-    if tree is None:
-        return None
-    if isinstance(tree, dict):
-        return {key: _map(function, branch) for key, branch in tree.items()}
-    if isinstance(tree, (tuple, list)):
-        return type(tree)(_map(function, branch) for branch in tree)
-    return function(tree)
-
-
-def _apply(layer: prnn.Layer, params: Any, x: Any, state: Any, lengths: Any, masks: Any) -> Any:
-    return layer.apply(params, x, state, lengths, masks=masks)
-
-
-def _vjp(
-    layer: prnn.Layer, params: Any, x: Any, state: Any, lengths: Any, masks: Any, dy: Any, dstate: Any
-) -> Any:
-    y, final, pullback = layer.vjp(params, x, state, lengths, masks=masks)
+def _vjp(layer: prnn.Layer, inputs: dict[str, Any], dy: Any, dstate: Any) -> Any:
+    y, final, pullback = layer.vjp(**inputs)
     return (y, final, *pullback(dy, dstate))
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _jitted_apply(layer: prnn.Layer) -> Any:
     import jax
 
-    return jax.jit(functools.partial(_apply, layer))
+    return jax.jit(layer.apply)
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _jitted_vjp(layer: prnn.Layer) -> Any:
     import jax
 
@@ -222,7 +188,7 @@ def backend(request: pytest.FixtureRequest) -> BackendUnderTest:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _strict_without_dynamic_shapes() -> Iterator[None]:
+def _strict_without_dynamic_shapes() -> None:
     """The library must need neither boolean-mask indexing nor shapes that depend on values."""
     if importlib.util.find_spec("array_api_strict") is not None:
         import array_api_strict
@@ -230,7 +196,6 @@ def _strict_without_dynamic_shapes() -> Iterator[None]:
         array_api_strict.set_array_api_strict_flags(
             boolean_indexing=False, data_dependent_shapes=False
         )
-    yield
 
 
 @pytest.fixture(autouse=True)

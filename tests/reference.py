@@ -5,22 +5,35 @@ Nothing here is shared with the library. Parameters are named and shaped as in t
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from trees import mapped
 
-ACTIVATIONS = {
-    "tanh": np.tanh,
-    "sigmoid": lambda a: 1 / (1 + np.exp(-a)),
-    "relu": lambda a: np.where(a > 0, a, 0.0),
-    "identity": lambda a: a,
-    "softsign": lambda a: a / (1 + np.abs(a)),
-    "softplus": lambda a: np.logaddexp(0.0, a),
+import portable_rnn as prnn
+
+# name: (function, where its derivative jumps)
+ACTIVATIONS: dict[str, tuple[Callable[[np.ndarray], np.ndarray], tuple[float, ...]]] = {
+    "tanh": (np.tanh, ()),
+    "sigmoid": (lambda a: 1 / (1 + np.exp(-a)), ()),
+    "relu": (lambda a: np.where(a > 0, a, 0.0), (0.0,)),
+    "identity": (lambda a: a, ()),
+    "softsign": (lambda a: a / (1 + np.abs(a)), ()),
+    "softplus": (lambda a: np.logaddexp(0.0, a), ()),
+    "exponential": (np.exp, ()),
+    "elu": (lambda a: np.where(a > 0, a, np.expm1(np.minimum(a, 0))), ()),
+    "elu(0.5)": (lambda a: np.where(a > 0, a, 0.5 * np.expm1(np.minimum(a, 0))), (0.0,)),
+    "leaky_relu(0.2)": (lambda a: np.where(a > 0, a, 0.2 * a), (0.0,)),
+    "thresholded_relu(0.3)": (lambda a: np.where(a > 0.3, a, 0.0), (0.3,)),
+    "scaled_tanh(1.5, 0.7)": (lambda a: 1.5 * np.tanh(0.7 * a), ()),
+    "hard_sigmoid": (lambda a: np.minimum(1, np.maximum(0, 0.2 * a + 0.5)), (-2.5, 2.5)),
+    "affine(0.8, 0.1)": (lambda a: 0.8 * a + 0.1, ()),
 }
 
 
 class Reference:
-    """Runs a layer; `kink_margin` is then the smallest distance of any relu's argument from its kink."""
+    """Runs a layer; `kink_margin` is then the smallest distance of any number from where a derivative jumps."""
 
     def __init__(self, layer: Any, params: dict[str, np.ndarray]) -> None:
         self.layer = layer
@@ -28,7 +41,12 @@ class Reference:
         self.kink_margin = np.inf
 
     def run(
-        self, x: np.ndarray, state: Any = None, lengths: Any = None, masks: Any = None
+        self,
+        x: np.ndarray,
+        state: Any = None,
+        lengths: Any = None,
+        resets: np.ndarray | None = None,
+        masks: Any = None,
     ) -> tuple[np.ndarray, Any]:
         """(y (B, T, D * out), final state), row by row: padding can't have any influence."""
         layer = self.layer
@@ -42,45 +60,56 @@ class Reference:
         width = sizes[0] * (2 if layer.bidirectional else 1)
         y = np.zeros((batch, steps, width))
         finals = [np.zeros((count, batch, size)) for size in sizes]
-        for b in range(batch):
-            row_masks = None if masks is None else _masks_of_row(masks, b)
-            row, row_finals = self._row(x[b, : lengths[b]], [p[:, b] for p in parts], row_masks)
-            y[b, : lengths[b]] = row
+        for b, end in enumerate(lengths):
+            row_resets = [] if resets is None else [t for t in range(end) if resets[b, t]]
+            row_masks = mapped(lambda mask, b=b: mask[..., b], masks) or (None, None, None)
+            row, row_finals = self._row(x[b, :end], [p[:, b] for p in parts], row_resets, row_masks)
+            y[b, :end] = row
             for final, of_row in zip(finals, row_finals, strict=True):
                 final[:, b] = of_row
         return y, finals[0] if len(finals) == 1 else tuple(finals)
 
     def state_sizes(self) -> tuple[int, ...]:
         hidden = self.layer.hidden_size
-        if type(self.layer).__name__ == "LSTM":
+        if isinstance(self.layer, prnn.LSTM):
             return (self.layer.proj_size or hidden, hidden)
         return (hidden,)
 
-    def _row(self, x: Any, states: Any, masks: Any) -> tuple[np.ndarray, list[np.ndarray]]:
+    def _row(
+        self, x: np.ndarray, states: Any, resets: list[int], masks: Any
+    ) -> tuple[np.ndarray, list[np.ndarray]]:
         """One sequence (T, I) through all layers and directions."""
-        between, recurrent = masks if masks is not None else (None, None)
-        directions = ("", "_reverse") if self.layer.bidirectional else ("",)
+        between, recurrent, zoneout = masks
+        layer = self.layer
+        suffixes = ("", "_reverse") if layer.bidirectional else ("",)
         finals: list[list[np.ndarray]] = [[] for _ in states]
         out = self.state_sizes()[0]
-        for depth in range(self.layer.num_layers):
-            ys = np.zeros((len(x), len(directions) * out))
-            for d, suffix in enumerate(directions):
-                k = depth * len(directions) + d
-                p = {
-                    name.removesuffix(f"_l{depth}{suffix}"): value
-                    for name, value in self.params.items()
-                    if name.endswith(f"_l{depth}{suffix}")
-                }
+        for depth in range(layer.num_layers):
+            ys = np.zeros((len(x), len(suffixes) * out))
+            for d, suffix in enumerate(suffixes):
+                k = depth * len(suffixes) + d
+                end = f"_l{depth}{suffix}"
+                p = {n.removesuffix(end): v for n, v in self.params.items() if n.endswith(end)}
                 drop = np.ones(out) if recurrent is None else recurrent[k]
                 state = tuple(part[k] for part in states)
-                times = range(len(x)) if d == 0 else reversed(range(len(x)))
-                for t in times:
-                    state = self._step(p, x[t], state, drop)
+                backward = layer.reverse or d == 1
+                # a sequence that starts at t is, from the other side, the one that ends there
+                fresh = [t - 1 for t in resets] if backward else resets
+                for t in reversed(range(len(x))) if backward else range(len(x)):
+                    if t in fresh:
+                        state = tuple(np.zeros_like(part) for part in state)
+                    kept = [layer.zoneout] * len(state)
+                    if zoneout is not None:
+                        kept = [mask[t] for mask in zoneout[k]]
+                    new = self._step(p, x[t], state, drop)
+                    state = tuple(
+                        q * old + (1 - q) * n for q, old, n in zip(kept, state, new, strict=True)
+                    )
                     ys[t, d * out : (d + 1) * out] = state[0]
                 for final, part in zip(finals, state, strict=True):
                     final.append(part)
             x = ys
-            if between is not None and depth < self.layer.num_layers - 1:
+            if between is not None and depth < layer.num_layers - 1:
                 x = x * between[depth][: len(x)]
         return x, [np.stack(final) for final in finals]
 
@@ -95,20 +124,25 @@ class Reference:
         return (self._activate(self.layer.nonlinearity, a),)
 
     def _lstm_step(self, p: Any, x: Any, state: Any, drop: Any) -> Any:
+        layer = self.layer
         h, c = state
-        n = self.layer.hidden_size
-        s, t = self.layer.recurrent_activation, self.layer.activation
+        n = layer.hidden_size
+        s, t = layer.recurrent_activation, layer.activation
         a = p["weight_ih"] @ x + p["weight_hh"] @ (h * drop)
-        if self.layer.bias:
+        if layer.bias:
             a = a + p["bias_ih"] + p["bias_hh"]
-        a_i, a_f, a_g, a_o = a[:n], a[n : 2 * n], a[2 * n : 3 * n], a[3 * n :]
-        peephole = p["weight_peephole"] if self.layer.peepholes else np.zeros(3 * n)
-        i = self._activate(s, a_i + peephole[:n] * c)
-        f = self._activate(s, a_f + peephole[n : 2 * n] * c)
-        c = f * c + i * self._activate(t, a_g)
-        o = self._activate(s, a_o + peephole[2 * n :] * c)
-        h = o * self._activate(t, c)
-        if self.layer.proj_size:
+        names = "igo" if layer.coupled else "ifgo"
+        a = {name: a[k * n : (k + 1) * n] for k, name in enumerate(names)}
+        peep = dict.fromkeys("ifo", np.zeros(n))
+        if layer.peepholes:
+            gates = "io" if layer.coupled else "ifo"
+            peep |= {g: p["weight_peephole"][k * n : (k + 1) * n] for k, g in enumerate(gates)}
+        i = self._activate(s, a["i"] + peep["i"] * c)
+        f = 1 - i if layer.coupled else self._activate(s, a["f"] + peep["f"] * c)
+        c = f * c + i * self._activate(t, a["g"])
+        o = self._activate(s, a["o"] + peep["o"] * c)
+        h = o * self._activate(layer.output_activation or t, c)
+        if layer.proj_size:
             h = p["weight_hr"] @ h
         return h, c
 
@@ -131,14 +165,11 @@ class Reference:
         return ((1 - u) * self._activate(t, a_n) + u * h,)
 
     def _activate(self, name: str, a: np.ndarray) -> np.ndarray:
-        if name == "relu":
-            self.kink_margin = min(self.kink_margin, float(np.min(np.abs(a))))
-        return ACTIVATIONS[name](a)
-
-
-def _masks_of_row(masks: Any, b: int) -> Any:
-    between, recurrent = masks
-    return (
-        None if between is None else [mask[:, :, b] for mask in between],
-        None if recurrent is None else [mask[:, b] for mask in recurrent],
-    )
+        function, kinks = ACTIVATIONS[name]
+        if self.layer.clip is not None:
+            kinks = (*kinks, -self.layer.clip, self.layer.clip)
+        for kink in kinks:
+            self.kink_margin = min(self.kink_margin, float(np.min(np.abs(a - kink))))
+        if self.layer.clip is not None:
+            a = np.minimum(self.layer.clip, np.maximum(-self.layer.clip, a))
+        return function(a)

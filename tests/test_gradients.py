@@ -2,71 +2,31 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import numpy as np
 import pytest
-from cases import (
-    OTHERS,
-    RECURRENT,
-    Case,
-    hard_other_case,
-    hard_recurrent_case,
-    other_cases,
-    recurrent_cases,
-)
-from hypothesis import assume, given, settings
+from cases import OTHERS, RECURRENT, Case, hard_case, random_cases
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from reference import Reference
+from trees import flat, inner, mapped, relative_error
 
 import portable_rnn as prnn
 
 MARGIN = 1e-3  # how far relu's arguments and Max's candidates must stay from a kink
-
-
-def flat(tree: Any) -> list[np.ndarray]:
-    """The arrays of a nest; those of a dict by name, which is the order JAX puts them in."""
-    if tree is None:
-        return []
-    if isinstance(tree, dict):
-        return [leaf for name in sorted(tree) for leaf in flat(tree[name])]
-    if isinstance(tree, (tuple, list)):
-        return [leaf for branch in tree for leaf in flat(branch)]
-    return [np.asarray(tree)]
-
-
-def inner(left: Any, right: Any) -> float:
-    """The sum of the products of two nests' entries."""
-    pairs = zip(flat(left), flat(right), strict=True)
-    return float(sum(np.sum(a * b, dtype=np.float64) for a, b in pairs))
-
-
-def mapped(function: Any, *trees: Any) -> Any:
-    """A nest with `function` applied to the corresponding arrays of the given ones."""
-    first = trees[0]
-    if first is None:
-        return None
-    if isinstance(first, dict):
-        return {key: mapped(function, *(tree[key] for tree in trees)) for key in first}
-    if isinstance(first, (tuple, list)):
-        return type(first)(mapped(function, *branches) for branches in zip(*trees, strict=True))
-    return function(*trees)
-
-
-def relative_error(got: Any, expected: Any) -> float:
-    """The largest error of any array, relative to that array's largest entry.
-
-    An array that is small beside the others is a sum that nearly cancelled: its scale is a thousandth of theirs.
-    """
-    got, expected = flat(got), flat(expected)
-    assert [a.shape for a in got] == [b.shape for b in expected]
-    largest = max((float(np.max(np.abs(b))) for b in expected), default=0.0)
-    worst = 0.0
-    for a, b in zip(got, expected, strict=True):
-        assert np.all(np.isfinite(a))
-        scale = max(float(np.max(np.abs(b))), 1e-3 * largest) or 1.0
-        worst = max(worst, float(np.max(np.abs(a - b))) / scale)
-    return worst
+# One of each kind, for what JAX takes a second or more to compile; torch.autograd sees them all.
+FEW = (
+    "rnn-tanh",
+    "rnn-relu",
+    "lstm",
+    "lstm-everything",
+    "lstm-peepholes-others",
+    "gru",
+    "gru-before-clipped",
+    *OTHERS,
+)
 
 
 def kink_margin(case: Case) -> float:
@@ -75,20 +35,22 @@ def kink_margin(case: Case) -> float:
         steps = case.x.shape[1]
         ends = case.lengths or [steps] * len(case.x)
         tops = [np.sort(row[:end], axis=0)[-2:] for row, end in zip(case.x, ends, strict=True)]
-        return min((float(np.min(top[1] - top[0])) for top in tops if len(top) == 2), default=np.inf)
+        return min(
+            (float(np.min(top[1] - top[0])) for top in tops if len(top) == 2), default=np.inf
+        )
     if isinstance(case.layer, (prnn.RNN, prnn.LSTM, prnn.GRU)):
         reference = Reference(case.layer, case.params)
-        reference.run(case.x, case.state, case.lengths, case.masks)
+        reference.run(case.x, case.state, case.lengths, case.resets, case.masks)
         return reference.kink_margin
     return np.inf
 
 
 def check_against_finite_differences(backend: Any, case: Case) -> None:
     """Central differences along one random direction for the parameters, one for x, one for the state."""
-    _, _, *gradients = backend.vjp(case.layer, *case.everything)
+    _, _, *gradients = backend.vjp(case.layer, **case.inputs, **case.cotangents)
     if case.state is None:
         gradients = [*gradients[:2], None]
-    inputs = (case.params, case.x if gradients[1] is not None else None, case.state)
+    varied = ("params", "x", "state")
     rng = np.random.default_rng(0)
     step = 1e-5
 
@@ -99,49 +61,42 @@ def check_against_finite_differences(backend: Any, case: Case) -> None:
         along = gradient / (np.linalg.norm(gradient) or 1.0) + random / (2 * np.linalg.norm(random))
         return along / np.linalg.norm(along)
 
-    def loss(parts: list[Any]) -> float:
-        params, x, state = (p if p is not None else q for p, q in zip(parts, case.inputs, strict=False))
-        y, final = backend.apply(case.layer, params, x, state, case.lengths, case.masks)
+    def loss(changed: dict[str, Any]) -> float:
+        y, final = backend.apply(case.layer, **{**case.inputs, **changed})
         return inner(y, case.dy) + inner(final, case.dstate)
 
-    for k, gradient in enumerate(gradients):
+    for name, gradient in zip(varied, gradients, strict=True):
         if not flat(gradient):
             continue
         along = mapped(direction, gradient)
-        ends = []
-        for sign in (1, -1):
-            parts = list(inputs)
-            parts[k] = mapped(lambda v, d, s=sign: v + s * step * d, inputs[k], along)
-            ends.append(loss(parts))
+        ends = [
+            loss({name: mapped(lambda v, d, s=s: v + s * d, case.inputs[name], along)})
+            for s in (step, -step)
+        ]
         measured = (ends[0] - ends[1]) / (2 * step)
         derived = inner(gradient, along)
-        scale = max(abs(measured), abs(derived), np.linalg.norm([np.linalg.norm(g) for g in flat(gradient)]))
-        assert abs(measured - derived) <= 1e-6 * scale, (k, measured, derived)
+        scale = max(
+            abs(measured), abs(derived), np.linalg.norm([np.linalg.norm(g) for g in flat(gradient)])
+        )
+        assert abs(measured - derived) <= 1e-6 * scale, (name, measured, derived)
 
 
-@pytest.mark.parametrize("family", RECURRENT)
-def test_recurrent_gradients_match_finite_differences(backend: Any, family: str) -> None:
-    @backend.for_all(recurrent_cases(family), example=hard_recurrent_case(family))
+@pytest.mark.parametrize("name", [*RECURRENT, *OTHERS])
+def test_gradients_match_finite_differences(backend: Any, name: str) -> None:
+    check_against_finite_differences(backend, hard_case(name))
+
+
+@pytest.mark.parametrize("names", [RECURRENT, OTHERS], ids=["recurrent", "others"])
+def test_random_gradients_match_finite_differences(backend: Any, names: Any) -> None:
+    @backend.for_all(st.sampled_from(sorted(names)).flatmap(random_cases))
     def check(case: Case) -> None:
         assume(kink_margin(case) > MARGIN)
         check_against_finite_differences(backend, case)
 
 
-@pytest.mark.parametrize("name", OTHERS)
-def test_other_gradients_match_finite_differences(backend: Any, name: str) -> None:
-    @backend.for_all(other_cases(name), example=hard_other_case(name))
-    def check(case: Case) -> None:
-        assume(kink_margin(case) > MARGIN)
-        check_against_finite_differences(backend, case)
-
-
-@pytest.mark.parametrize("family", RECURRENT)
-def test_the_hard_case_is_away_from_kinks(family: str) -> None:
-    assert kink_margin(hard_recurrent_case(family)) > MARGIN
-
-
-def test_the_hard_maximum_is_away_from_ties() -> None:
-    assert kink_margin(hard_other_case("max")) > MARGIN
+@pytest.mark.parametrize("name", [*RECURRENT, *OTHERS])
+def test_the_hard_case_is_away_from_kinks(name: str) -> None:
+    assert kink_margin(hard_case(name)) > MARGIN
 
 
 # ---------------------------------------------------------------------- every entry, not one direction
@@ -149,17 +104,20 @@ def test_the_hard_maximum_is_away_from_ties() -> None:
 
 @pytest.mark.parametrize("name", [*RECURRENT, *OTHERS])
 def test_values_and_gradients_are_equal_across_libraries(backend: Any, name: str) -> None:
-    case = hard_recurrent_case(name) if name in RECURRENT else hard_other_case(name)
-    y, final, pullback = case.layer.vjp(*case.inputs[:-1], masks=case.masks)
-    expected = (y, final, *pullback(case.dy, case.dstate))
-    assert relative_error(backend.vjp(case.layer, *case.everything), expected) < 1e-12
+    case = hard_case(name)
+    y, final, pullback = case.layer.vjp(**case.inputs)
+    expected = (y, final, *pullback(**case.cotangents))
+    assert (
+        relative_error(backend.vjp(case.layer, **case.inputs, **case.cotangents), expected) < 1e-12
+    )
 
 
-@pytest.mark.parametrize("name", [*RECURRENT, *OTHERS])
+@pytest.mark.parametrize("name", FEW)
 def test_float32_agrees_with_float64(backend: Any, name: str) -> None:
-    case = hard_recurrent_case(name) if name in RECURRENT else hard_other_case(name)
-    expected = backend.vjp(case.layer, *case.everything)
-    got = backend.vjp(case.layer, *case.astype("float32").everything)
+    case = hard_case(name)
+    expected = backend.vjp(case.layer, **case.inputs, **case.cotangents)
+    narrow = case.astype("float32")
+    got = backend.vjp(case.layer, **narrow.inputs, **narrow.cotangents)
     assert {a.dtype.name for a in flat(got)} == {"float32"}
     # The longest path, forward and back, is 2 layers of 3 steps, each about 20 roundings of at most 2**-24: 240 of
     # them, 1.4e-5 if every one fell the same way.
@@ -171,8 +129,8 @@ def test_float32_agrees_with_float64(backend: Any, name: str) -> None:
 
 def loss_of(case: Case, xp: Any, params: Any, x: Any, state: Any, arrays: Any) -> Any:
     """The scalar whose gradient the pullback of `case` computes, written with `apply` only."""
-    masks, dy, dstate = arrays
-    y, final = case.layer.apply(params, x, state, case.lengths, masks=masks)
+    resets, masks, dy, dstate = arrays
+    y, final = case.layer.apply(params, x, state, case.lengths, resets=resets, masks=masks)
 
     def product(left: Any, right: Any) -> Any:
         if left is None:
@@ -186,8 +144,8 @@ def loss_of(case: Case, xp: Any, params: Any, x: Any, state: Any, arrays: Any) -
 
 def pulled_back(case: Case) -> list[Any]:
     """The library's own gradients, on NumPy: of the parameters, x, and the state where one is given."""
-    _, _, pullback = case.layer.vjp(*case.inputs[:-1], masks=case.masks)
-    dparams, dx, dstate = pullback(case.dy, case.dstate)
+    _, _, pullback = case.layer.vjp(**case.inputs)
+    dparams, dx, dstate = pullback(**case.cotangents)
     return [dparams, dx, dstate if case.state is not None else None]
 
 
@@ -202,7 +160,7 @@ def check_against_torch_autograd(case: Case) -> None:
         return found.requires_grad_() if found.is_floating_point() else found
 
     leaves = mapped(tracked, (case.params, case.x, case.state))
-    others = mapped(tensor, (case.masks, case.dy, case.dstate))
+    others = mapped(tensor, (case.resets, case.masks, case.dy, case.dstate))
     loss = loss_of(case, torch, *leaves, others)
     if loss.requires_grad:
         loss.backward()
@@ -216,36 +174,25 @@ def check_against_torch_autograd(case: Case) -> None:
     assert relative_error(pulled_back(case), expected) < 1e-10
 
 
-@pytest.mark.parametrize("family", RECURRENT)
-def test_recurrent_gradients_match_torch_autograd(family: str) -> None:
+@pytest.mark.parametrize("name", [*RECURRENT, *OTHERS])
+def test_gradients_match_torch_autograd(name: str) -> None:
     @settings(max_examples=10)
-    @given(recurrent_cases(family))
+    @example(hard_case(name))
+    @given(random_cases(name))
     def check(case: Case) -> None:
         assume(kink_margin(case) > 0)
         check_against_torch_autograd(case)
 
-    check_against_torch_autograd(hard_recurrent_case(family))
     check()
 
 
-@pytest.mark.parametrize("name", OTHERS)
-def test_other_gradients_match_torch_autograd(name: str) -> None:
-    @settings(max_examples=10)
-    @given(other_cases(name))
-    def check(case: Case) -> None:
-        check_against_torch_autograd(case)
-
-    check_against_torch_autograd(hard_other_case(name))
-    check()
-
-
-@pytest.mark.parametrize("name", [*RECURRENT, *OTHERS])
+@pytest.mark.parametrize("name", FEW)
 def test_gradients_match_jax_grad(name: str) -> None:
     jax = pytest.importorskip("jax")
     # one case each, the hard one: a gradient of a scanned network takes JAX a second to compile
-    case = hard_recurrent_case(name) if name in RECURRENT else hard_other_case(name)
+    case = hard_case(name)
     place = jax.tree.map
-    others = place(jax.numpy.asarray, (case.masks, case.dy, case.dstate))
+    others = place(jax.numpy.asarray, (case.resets, case.masks, case.dy, case.dstate))
     inputs = place(jax.numpy.asarray, (case.params, case.x, case.state))
     wanted = [k for k in range(3) if k != 1 or case.x.dtype.kind == "f"]
     gradient = jax.jit(
@@ -268,9 +215,10 @@ PEERS = {
 
 @st.composite
 def peer_cases(draw: st.DrawFn, family: str) -> Case:
-    """A case that torch's own modules can run: no dropout masks, no row of length zero."""
-    cases = recurrent_cases(family)
-    return draw(cases.filter(lambda c: c.masks is None and (c.lengths is None or min(c.lengths) > 0)))
+    """A case that torch's own modules can run: no masks, resets or rows of length zero, not only backward."""
+    cases = random_cases(family)
+    possible = draw(cases.filter(lambda c: not c.layer.reverse and min(c.lengths or [1]) > 0))
+    return dataclasses.replace(possible, masks=None, resets=None)
 
 
 @pytest.mark.parametrize("family", PEERS)
@@ -304,7 +252,7 @@ def test_forward_and_gradients_match_torch_modules(family: str) -> None:
         finals = final if isinstance(final, tuple) else (final,)
         cotangents = case.dstate if isinstance(case.dstate, tuple) else (case.dstate,)
         torch.autograd.backward([y, *finals], mapped(torch.asarray, [case.dy, *cotangents]))
-        ours, our_final, _ = layer.vjp(*case.inputs[:-1])
+        ours, our_final, _ = layer.vjp(**case.inputs)
         expected = mapped(lambda t: t.detach().numpy(), (y, final))
         assert relative_error((ours, our_final), expected) < 1e-10
         gradients = ({n: p.grad for n, p in module.named_parameters()}, x.grad)
@@ -318,26 +266,28 @@ def test_forward_and_gradients_match_torch_modules(family: str) -> None:
 
 
 def test_a_missing_cotangent_is_zero(backend: Any) -> None:
-    case = hard_recurrent_case("lstm")
-    params, x, state, lengths, masks = case.inputs
+    case = hard_case("lstm")
     zero_y, zero_state = np.zeros_like(case.dy), mapped(np.zeros_like, case.dstate)
     for given_ones, full in (
         ((case.dy, None), (case.dy, zero_state)),
         ((None, case.dstate), (zero_y, case.dstate)),
         ((None, (case.dstate[0], None)), (zero_y, (case.dstate[0], zero_state[1]))),
     ):
-        got = backend.vjp(case.layer, params, x, state, lengths, masks, *given_ones)
-        expected = backend.vjp(case.layer, params, x, state, lengths, masks, *full)
+        got, expected = (
+            backend.vjp(case.layer, **case.inputs, dy=dy, dstate=dstate)
+            for dy, dstate in (given_ones, full)
+        )
         assert relative_error(got, expected) < 1e-14
 
 
-def test_pullback_is_linear_and_can_be_called_again(backend: Any) -> None:
+def test_the_pullback_is_linear_and_can_be_called_again(backend: Any) -> None:
     if backend.entry.jitted:
         pytest.skip("the pullback stays inside the traced function")
-    case = hard_recurrent_case("gru")
-    params, x, state = backend.array(case.inputs[:3])
-    masks, dy, dstate = backend.array((case.masks, case.dy, case.dstate))
-    _, _, pullback = case.layer.vjp(params, x, state, case.lengths, masks=masks)
+    case = hard_case("gru")
+    params, x, state, resets, masks, dy, dstate = backend.array(
+        (case.params, case.x, case.state, case.resets, case.masks, case.dy, case.dstate)
+    )
+    _, _, pullback = case.layer.vjp(params, x, state, case.lengths, resets=resets, masks=masks)
     once = backend.numpy(pullback(dy, dstate))
     twice = backend.numpy(pullback(dy * 2, dstate * 2))
     assert relative_error(twice, mapped(lambda g: 2 * g, once)) < 1e-13
