@@ -16,6 +16,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
+from .composite import Activation, Ends, Flip, Masked, Merge, SharedDropout, Softmax
 from .errors import InputError
 from .layer import Layer
 from .layers import Dropout, Embedding, Last, Linear, Max, Mean, Sequential
@@ -27,8 +28,9 @@ __all__ = ["FORMAT_VERSION", "network_from_config", "network_to_config", "read_c
 FORMAT = "portable_rnn"
 FORMAT_VERSION = "1.0"
 
+_SMALL = (Last, Mean, Max, Dropout, Activation, Softmax, SharedDropout, Flip, Ends, Merge)
 _LAYERS: dict[str, type[Layer]] = {
-    cls.__name__: cls for cls in (RNN, LSTM, GRU, Linear, Embedding, Last, Mean, Max, Dropout, Sequential)
+    cls.__name__: cls for cls in (RNN, LSTM, GRU, Linear, Embedding, *_SMALL, Masked, Sequential)
 }
 
 # What a reader in another framework has to know about the arrays
@@ -54,7 +56,9 @@ def network_to_config(network: Layer) -> dict[str, Any]:
         raise InputError(f"a layer of type {name} can't be saved: only {', '.join(_LAYERS)} can")
     if isinstance(network, Sequential):
         return {"type": name, "layers": [network_to_config(layer) for layer in network.layers]}
-    return {"type": name, **{f.name: getattr(network, f.name) for f in dataclasses.fields(network)}}
+    options = {f.name: getattr(network, f.name) for f in dataclasses.fields(network)}
+    inside = {key: network_to_config(value) for key, value in options.items() if isinstance(value, Layer)}
+    return {"type": name, **options, **inside}
 
 
 def network_from_config(config: Any) -> Layer:
@@ -77,6 +81,8 @@ def network_from_config(config: Any) -> Layer:
         if not isinstance(layers, list):
             raise InputError("the network's description has a Sequential without layers: the file is damaged")
         return Sequential(*(network_from_config(layer) for layer in layers))
+    if cls is Masked:
+        options["layer"] = network_from_config(options.get("layer"))
     try:
         return cls(**options)
     except TypeError as error:
@@ -186,6 +192,8 @@ def _check_passport(source: Path, passport: dict[str, str]) -> None:
 def _gru_variants(network: Layer) -> list[str]:
     if isinstance(network, Sequential):
         return [variant for layer in network.layers for variant in _gru_variants(layer)]
+    if isinstance(network, Masked):
+        return _gru_variants(network.layer)
     if isinstance(network, GRU):
         return ["reset_after (torch, cuDNN, Keras 3)" if network.reset_after else "reset_before (Cho et al. 2014)"]
     return []

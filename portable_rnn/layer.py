@@ -50,6 +50,8 @@ class Layer(abc.ABC):
 
     keeps_time: ClassVar[bool] = True  # the output has a time axis
     needs_time: ClassVar[bool] = True  # the input must have one
+    takes_integers: ClassVar[bool] = False  # the input is (B, T) integers, without a features axis
+    streams: ClassVar[bool] = True  # can run one time step at a time
 
     @property
     def in_width(self) -> int | None:

@@ -104,6 +104,8 @@ class Embedding(Layer):
     num_embeddings: int
     embedding_dim: int
 
+    takes_integers = True
+
     def __post_init__(self) -> None:
         check_positive_integer("num_embeddings", self.num_embeddings)
         check_positive_integer("embedding_dim", self.embedding_dim)
@@ -203,6 +205,7 @@ class Mean(Layer):
     """
 
     keeps_time = False
+    streams = False
     parameter_shapes = _no_parameters
     check_input = _check_pooling_input
 
@@ -236,6 +239,7 @@ class Max(Layer):
     """
 
     keeps_time = False
+    streams = False
     parameter_shapes = _no_parameters
     check_input = _check_pooling_input
 
@@ -358,6 +362,11 @@ class Sequential(Layer):
         return any(layer.needs_time for layer in self.layers)
 
     @property
+    def takes_integers(self) -> bool:  # type: ignore[override]
+        """As the first layer."""
+        return self.layers[0].takes_integers
+
+    @property
     def in_width(self) -> int | None:
         return self.layers[0].in_width
 
@@ -380,16 +389,13 @@ class Sequential(Layer):
         masks = []
         for layer in self.layers:
             masks.append(layer.dropout_masks(rng, shape))
-            features = layer.out_width(shape[-1])
-            if isinstance(layer, Embedding):
-                shape = (*shape, layer.embedding_dim)
-            else:
-                shape = (*(shape[:-1] if layer.keeps_time else shape[:1]), features or shape[-1])
+            leading = shape if layer.takes_integers else shape[:-1]
+            shape = (*(leading if layer.keeps_time else shape[:1]), layer.out_width(shape[-1]) or shape[-1])
         return masks if any(mask is not None for mask in masks) else None
 
     def check_input(self, x: Array, xp: Any) -> None:
         self.layers[0].check_input(x, xp)
-        if x.ndim == 2 and self.needs_time and not isinstance(self.layers[0], (Embedding, Sequential)):
+        if x.ndim == 2 and self.needs_time and not self.takes_integers:
             raise InputError(f"{self} expects x of shape (batch, time, features), got shape {tuple(x.shape)}")
 
     def check_state(self, state: State, batch_size: int) -> None:

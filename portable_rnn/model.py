@@ -467,7 +467,9 @@ def check_streams(network: Layer) -> None:
         name = type(layer).__name__
         if getattr(layer, "bidirectional", False):
             raise InputError(f"a bidirectional {name} needs the whole sequence: it can't run step by step")
-        if name in ("Mean", "Max"):
+        if getattr(layer, "reverse", False):
+            raise InputError(f"a {name} with reverse=True starts at the end: it can't run step by step")
+        if not layer.streams:
             raise InputError(f"{name} needs the whole sequence: it can't run step by step")
 
 
