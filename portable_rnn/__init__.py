@@ -2,6 +2,7 @@
 
 from . import activations, cells, losses
 from .errors import BackendError, InputError, MissingDependencyError, NonFiniteError
+from .history import EarlyStopping, History
 from .layer import Layer
 from .layers import Dropout, Embedding, Last, Linear, Max, Mean, Sequential
 from .model import Model, load
@@ -18,7 +19,6 @@ from .optimizers import (
     warmup_cosine_decay,
 )
 from .recurrent import GRU, LSTM, RNN, Recurrent
-from .training import EarlyStopping, History
 from .version import __version__
 
 __all__ = [

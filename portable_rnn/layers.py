@@ -438,6 +438,20 @@ class Sequential(Layer):
         return f"Sequential({', '.join(map(repr, self.layers))})"
 
 
+def check_streams(network: Layer) -> None:
+    """Raise InputError where a network can't run one step at a time."""
+    for layer in getattr(network, "layers", (network,)):
+        if layer is not network and hasattr(layer, "layers"):
+            check_streams(layer)
+        name = type(layer).__name__
+        if getattr(layer, "bidirectional", False):
+            raise InputError(f"a bidirectional {name} needs the whole sequence: it can't run step by step")
+        if getattr(layer, "reverse", False):
+            raise InputError(f"a {name} with reverse=True starts at the end: it can't run step by step")
+        if not layer.streams:
+            raise InputError(f"{name} needs the whole sequence: it can't run step by step")
+
+
 def _of_layer(params: Params, k: int) -> Params:
     prefix = f"{k}."
     return {name.removeprefix(prefix): p for name, p in params.items() if name.startswith(prefix)}

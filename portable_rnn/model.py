@@ -6,7 +6,7 @@ import os
 import time
 from collections.abc import Sequence
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -14,8 +14,11 @@ from . import training
 from .checkpoint import read_checkpoint, write_checkpoint
 from .errors import InputError, NonFiniteError
 from .execution import compiles, jit
+from .history import Epoch, History, Progress, notify, run_callbacks
 from .layer import Layer, checked_marks, padded, random_generator
+from .layers import check_streams
 from .losses import Loss, loss_function, loss_name
+from .memory import limited
 from .namespace import Backend, asarray, check_same_backend, from_host, is_array, leaves, namespace_of, to_numpy
 from .namespace import backend as as_backend
 from .optimizers import Optimizer, optimizer_of
@@ -99,7 +102,10 @@ class Model:
         progress: bool = True,
         shuffle: bool = True,
         seed: int | None = None,
-    ) -> training.History:
+        tbptt: int | None = None,
+        stateful: bool = False,
+        memory_limit: int | str | None = None,
+    ) -> History:
         """Train the parameters.
 
         Parameters
@@ -127,6 +133,15 @@ class Model:
             Draw the order of the rows anew for each epoch.
         seed : int, optional
             Of batch order and dropout masks; the model's when left out.
+        tbptt : int, optional
+            Truncated backpropagation through time: sequences are cut into pieces of so many steps, with an update for
+            each; the state is handed on, the gradient is not. Needs targets for every step.
+        stateful : bool
+            Each batch starts from the state at the end of the batch before, row by row, so that row i of batch k goes
+            on in row i of batch k + 1. Needs ``shuffle=False`` and batches of equal size.
+        memory_limit : int or str, optional
+            Bytes that an update may take, or such as "512MB": long sequences are then cut into segments that the
+            backward pass runs again. The gradients stay exact.
 
         Returns
         -------
@@ -150,35 +165,49 @@ class Model:
                 raise InputError(f"{name} must be an integer of at least 1, got {value!r}")
         if clip_norm is not None and not clip_norm > 0:
             raise InputError(f"clip_norm must be positive, got {clip_norm!r}")
+        check_truncation(self.network, tbptt, stateful, shuffle, data.x.shape[0], batch_size)
+        shape = (min(batch_size, data.x.shape[0]), *(data.x.shape[1:2] if tbptt is None else (tbptt,)))
+        network = limited(self.network, shape, self.backend.dtype_name, memory_limit)
+        history = History()
+        pieces = -(-data.x.shape[1] // tbptt) if tbptt else 1
         run = training.TrainingRun(
-            self.network, self.backend, self.loss, optimizer_of(optimizer), clip_norm, self._buckets
+            network,
+            self.backend,
+            self.loss,
+            optimizer_of(optimizer),
+            clip_norm,
+            batch_size,
+            shuffle,
+            tbptt,
+            stateful,
+            random_generator(self.seed if seed is None else seed),
+            self._buckets,
+            history,
+            Progress(progress, epochs, pieces * -(-data.x.shape[0] // batch_size)),
+            self.params,
         )
-        rng = random_generator(self.seed if seed is None else seed)
-        history = training.History()
-        start = jit(self.backend.xp, training.start_optimizer, static=("optimizer",))
-        state = start(self.params, optimizer=run.optimizer)
-        bar = training.Progress(progress, epochs, -(-data.x.shape[0] // batch_size))
-        training.notify(callbacks, "start", self)
+        notify(callbacks, "start", self)
         try:
             for number in range(1, epochs + 1):
                 started, first = time.perf_counter(), len(history.step_loss)
                 # an overflow is found in the loss, on every library alike, so NumPy need not warn of it
                 with np.errstate(over="ignore", invalid="ignore"):
-                    self.params, state = run.epoch(self.params, state, *data, rng, batch_size, shuffle, history, bar)
+                    run.epoch(data)
+                self.params = run.params
                 history.seconds.append(time.perf_counter() - started)
                 history.loss.append(float(np.mean(history.step_loss[first:])))
                 if validation is not None:
                     history.val_loss.append(self._evaluate(validation, batch_size=256))
-                bar.epoch(number, history)
-                history.stopped = training.run_callbacks(callbacks, training.Epoch(number, self, history))
+                run.progress.epoch(number, history)
+                history.stopped = run_callbacks(callbacks, Epoch(number, self, history))
                 if history.stopped:
                     break
         except NonFiniteError as error:
             self.params = error.good_params
             raise
         finally:
-            bar.close()
-        training.notify(callbacks, "finish", self)
+            run.progress.close()
+        notify(callbacks, "finish", self)
         return history
 
     def loss_and_grad(
@@ -311,7 +340,7 @@ class Model:
         check_same_backend(self.backend, {name: value}, whose="the model is")
         return value
 
-    def _data(self, x: Any, y: Any, lengths: Lengths, resets: Any = None) -> Data:
+    def _data(self, x: Any, y: Any, lengths: Lengths, resets: Any = None) -> training.Data:
         """x padded, y, and the lengths on the host, all checked."""
         xp = self.backend.xp
         if isinstance(x, (list, tuple)) and len(x) and all(is_array(row) for row in x):
@@ -325,21 +354,21 @@ class Model:
         host_lengths = None if marks.lengths is None else to_numpy(marks.lengths)
         check_finite("x", x, host_lengths)
         if y is None:
-            return Data(x, None, host_lengths, marks.resets)
+            return training.Data(x, None, host_lengths, marks.resets)
         y = self._placed("y", y)
         if y.ndim == 0 or y.shape[0] != x.shape[0]:
             raise InputError(
                 f"y must have one entry for each of the {x.shape[0]} rows of x, got shape {tuple(y.shape)}"
             )
         check_finite("y", y, host_lengths if self.network.keeps_time and y.ndim > 1 else None)
-        return Data(x, y, host_lengths, marks.resets)
+        return training.Data(x, y, host_lengths, marks.resets)
 
-    def _validation(self, data: tuple[Any, ...]) -> Data:
+    def _validation(self, data: tuple[Any, ...]) -> training.Data:
         if not isinstance(data, (tuple, list)) or len(data) not in (2, 3):
             raise InputError("validation_data must be (x, y) or (x, y, lengths)")
         return self._data(data[0], data[1], data[2] if len(data) == 3 else None)
 
-    def _bucketed(self, data: Data) -> tuple[Array, Any, Marks]:
+    def _bucketed(self, data: training.Data) -> tuple[Array, Any, Marks]:
         """x, y and marks, padded in time where the library would compile for every new length."""
         x, y, lengths, resets = data
         if x.ndim > 1 and compiles(self.backend.xp) and self.network.needs_time:
@@ -352,7 +381,7 @@ class Model:
         placed = None if lengths is None else from_host(lengths.astype(np.int32), self.backend)
         return x, y, Marks(placed, resets)
 
-    def _evaluate(self, data: Data, *, batch_size: int, loss: Loss | None = None) -> float:
+    def _evaluate(self, data: training.Data, *, batch_size: int, loss: Loss | None = None) -> float:
         function = self.loss if loss is None else loss
         run = jit(self.backend.xp, training.loss_value, static=("network", "loss"))
         total = weight = 0.0
@@ -365,24 +394,6 @@ class Model:
             total += float(to_numpy(value)) * count
             weight += count
         return total / max(weight, 1.0)
-
-
-class Data(NamedTuple):
-    """Checked data on the model's library; the lengths on the host, where batches are cut."""
-
-    x: Array
-    y: Array | None
-    lengths: np.ndarray[Any, Any] | None
-    resets: Array | None
-
-    def rows(self, rows: slice) -> Data:
-        """Some of the rows."""
-        return Data(
-            self.x[rows, ...],
-            None if self.y is None else self.y[rows, ...],
-            None if self.lengths is None else self.lengths[rows],
-            None if self.resets is None else self.resets[rows, ...],
-        )
 
 
 def load(
@@ -459,18 +470,21 @@ def check_targets(model: Model, y: Array, lengths: np.ndarray[Any, Any] | None) 
         )
 
 
-def check_streams(network: Layer) -> None:
-    """Raise InputError where a network can't run one step at a time."""
-    for layer in getattr(network, "layers", (network,)):
-        if layer is not network and hasattr(layer, "layers"):
-            check_streams(layer)
-        name = type(layer).__name__
-        if getattr(layer, "bidirectional", False):
-            raise InputError(f"a bidirectional {name} needs the whole sequence: it can't run step by step")
-        if getattr(layer, "reverse", False):
-            raise InputError(f"a {name} with reverse=True starts at the end: it can't run step by step")
-        if not layer.streams:
-            raise InputError(f"{name} needs the whole sequence: it can't run step by step")
+def check_truncation(
+    network: Layer, tbptt: int | None, stateful: bool, shuffle: bool, rows: int, batch_size: int
+) -> None:
+    """Raise InputError where a state can't be handed on from one update to the next."""
+    if tbptt is not None:
+        if isinstance(tbptt, bool) or not isinstance(tbptt, (int, np.integer)) or tbptt < 1:
+            raise InputError(f"tbptt must be a number of steps of at least 1, got {tbptt!r}")
+        if not network.keeps_time:
+            raise InputError("tbptt needs targets for every step, but the network removes the time axis")
+    if stateful and shuffle:
+        raise InputError("stateful=True hands the state on from row to row: pass shuffle=False")
+    if stateful and rows % batch_size:
+        raise InputError(f"stateful=True needs batches of equal size, got {rows} rows in batches of {batch_size}")
+    if tbptt is not None or stateful:
+        check_streams(network)
 
 
 def _predict(params: Params, x: Array, marks: Marks, *, network: Layer) -> Array:

@@ -3,25 +3,41 @@
 from __future__ import annotations
 
 import math
-import sys
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from .data import batches
-from .errors import InputError, NonFiniteError
+from .errors import NonFiniteError
 from .execution import compiles, jit
+from .history import History, Progress
 from .layer import Layer, place_masks
 from .layers import Sequential
 from .losses import Loss
 from .namespace import Backend, from_host, map_leaves, namespace_of, to_numpy
 from .optimizers import Optimizer, clip_by_global_norm, global_norm
-from .typing import Array, Marks, Params
+from .typing import Array, Marks, Params, State
 
-__all__ = ["Callback", "EarlyStopping", "Epoch", "History", "loss_and_gradients", "train_step"]
+__all__ = ["Buckets", "TrainingRun", "all_finite", "loss_and_gradients", "loss_value", "start_optimizer", "train_step"]
+
+
+class Data(NamedTuple):
+    """Checked data on the model's library; the lengths on the host, where batches are cut."""
+
+    x: Array
+    y: Array | None
+    lengths: np.ndarray[Any, Any] | None
+    resets: Array | None
+
+    def rows(self, rows: slice) -> Data:
+        """Some of the rows."""
+        return Data(
+            self.x[rows, ...],
+            None if self.y is None else self.y[rows, ...],
+            None if self.lengths is None else self.lengths[rows],
+            None if self.resets is None else self.resets[rows, ...],
+        )
 
 
 # ---------------------------------------------------------------------- one step, as pure functions
@@ -45,30 +61,34 @@ def loss_value(params: Params, x: Array, y: Array, marks: Marks, *, network: Lay
 
 def train_step(
     params: Params,
-    state: Any,
+    optimizer_state: Any,
     x: Array,
     y: Array,
     marks: Marks,
     masks: Any,
+    state: State,
     *,
     network: Layer,
     loss: Loss,
     optimizer: Optimizer,
     clip_norm: float | None,
-) -> tuple[Params, Any, Array]:
+) -> tuple[Params, Any, State, Array]:
     """Forward, loss, backward, clipping and optimizer: one update.
 
     Returns
     -------
-    new parameters, new optimizer state, array (2,) of the loss and of the gradient's global norm before clipping
+    new parameters, new optimizer state, the network's final state, and an array (2,) of the loss and of the
+    gradient's global norm before clipping
     """
     xp = namespace_of(x)
-    value, grads = loss_and_gradients(params, x, y, marks, masks, network=network, loss=loss)
+    prediction, final, residuals = network.forward(params, x, state, marks, masks)
+    value, dprediction = loss(prediction, y, marks.lengths if network.keeps_time else None)
+    grads, _, _ = network.backward(params, residuals, dprediction, None)
     norm = global_norm(grads)
     if clip_norm is not None:
         grads = clip_by_global_norm(grads, clip_norm, norm)
-    params, state = optimizer.update(grads, state, params)
-    return params, state, xp.stack([value, norm])
+    params, optimizer_state = optimizer.update(grads, optimizer_state, params)
+    return params, optimizer_state, final, xp.stack([value, norm])
 
 
 def start_optimizer(params: Params, *, optimizer: Optimizer) -> Any:
@@ -76,182 +96,23 @@ def start_optimizer(params: Params, *, optimizer: Optimizer) -> Any:
     return optimizer.init(params)
 
 
-def gather(
-    x: Array, y: Array, marks: Marks, rows: Array, *, steps: int | None, y_has_time: bool
-) -> tuple[Array, Array, Marks]:
-    """The rows of a batch, cut to the first `steps` time steps."""
+def gather(x: Array, y: Array, marks: Marks, rows: Array) -> tuple[Array, Array, Marks]:
+    """The rows of a batch."""
     xp = namespace_of(x)
     x, y, marks = (map_leaves(lambda a: xp.take(a, rows, axis=0), tree) for tree in (x, y, marks))
-    if steps is not None:
-        x = x[:, :steps, ...]
-        y = y[:, :steps, ...] if y_has_time else y
-        marks = marks if marks.resets is None else marks._replace(resets=marks.resets[:, :steps])
     return x, y, marks
 
 
-# ---------------------------------------------------------------------- what a run leaves behind
-
-
-@dataclass
-class History:
-    """What `Model.fit` recorded.
-
-    Attributes
-    ----------
-    loss : list of float
-        Mean training loss of each epoch.
-    val_loss : list of float
-        Validation loss after each epoch; empty without validation data.
-    step_loss, gradient_norm : list of float
-        Loss and global gradient norm (before clipping) of every update.
-    seconds : list of float
-        Duration of each epoch.
-    stopped : str
-        Why training ended before its last epoch; empty otherwise.
-    """
-
-    loss: list[float] = field(default_factory=list)
-    val_loss: list[float] = field(default_factory=list)
-    step_loss: list[float] = field(default_factory=list)
-    gradient_norm: list[float] = field(default_factory=list)
-    seconds: list[float] = field(default_factory=list)
-    stopped: str = ""
-
-    def plot(self, path: Any = None) -> Any:
-        """Draw the curves with matplotlib (extra ``[plot]``).
-
-        Parameters
-        ----------
-        path : path, optional
-            Where to save the picture; its ending chooses the format.
-
-        Returns
-        -------
-        matplotlib.figure.Figure
-        """
-        from .plotting import plot_history
-
-        return plot_history(self, path)
-
-
-@dataclass(frozen=True)
-class Epoch:
-    """What a callback gets after an epoch: its number from 1, the model and the history so far."""
-
-    number: int
-    model: Any
-    history: History
-
-
-class Callback(Protocol):
-    """Called by `Model.fit`; a plain function of an `Epoch` that may return True to stop is a callback too."""
-
-    def start(self, model: Any) -> None:
-        """Before the first epoch."""
-
-    def __call__(self, epoch: Epoch) -> bool | None:
-        """After each epoch; True stops training."""
-
-    def finish(self, model: Any) -> None:
-        """After the last epoch."""
-
-
-@dataclass
-class EarlyStopping:
-    """Stop when the loss no longer falls, and take back the best weights.
-
-    Parameters
-    ----------
-    patience : int
-        Epochs without an improvement to wait for.
-    min_delta : float
-        What counts as an improvement.
-    monitor : "val_loss" or "loss"
-    restore_best : bool
-        Give the model the weights of its best epoch when training ends.
-
-    Raises
-    ------
-    InputError
-        At the first epoch, where `monitor` is "val_loss" and fit has no validation data.
-    """
-
-    patience: int = 5
-    min_delta: float = 0.0
-    monitor: str = "val_loss"
-    restore_best: bool = True
-    best: float = field(default=math.inf, init=False)
-    best_epoch: int = field(default=0, init=False)
-    _params: Params | None = field(default=None, init=False, repr=False)
-
-    def __post_init__(self) -> None:
-        if self.monitor not in ("loss", "val_loss"):
-            raise InputError(f"monitor must be 'val_loss' or 'loss', got {self.monitor!r}")
-        if self.patience < 1:
-            raise InputError(f"patience must be at least 1, got {self.patience!r}")
-
-    def start(self, model: Any) -> None:
-        """Forget an earlier run."""
-        self.best, self.best_epoch, self._params = math.inf, 0, None
-
-    def __call__(self, epoch: Epoch) -> bool:
-        """Whether to stop."""
-        values = getattr(epoch.history, self.monitor)
-        if not values:
-            raise InputError("EarlyStopping watches val_loss: pass validation_data=(x, y), or monitor='loss'")
-        if values[-1] < self.best - self.min_delta:
-            self.best, self.best_epoch = values[-1], epoch.number
-            self._params = epoch.model.params
-        return epoch.number - self.best_epoch >= self.patience
-
-    def finish(self, model: Any) -> None:
-        """Restore the best weights."""
-        if self.restore_best and self._params is not None:
-            model.params = self._params
-
-
-# ---------------------------------------------------------------------- progress
-
-
-class Progress:
-    """A progress bar with loss, steps per second and time left; a line for each epoch where tqdm is missing."""
-
-    def __init__(self, show: bool, epochs: int, steps: int) -> None:
-        self._bar: Any = None
-        self._plain = False
-        self._epochs, self._started = epochs, time.perf_counter()
-        if not show:
-            return
-        try:
-            from tqdm.auto import tqdm
-        except ImportError:
-            self._plain = True
-        else:
-            self._bar = tqdm(total=epochs * steps, unit="step", dynamic_ncols=True, mininterval=0.2)
-
-    def step(self, loss: float) -> None:
-        """One more update."""
-        if self._bar is not None:
-            self._bar.set_postfix_str(f"loss {loss:.4g}", refresh=False)
-            self._bar.update()
-
-    def epoch(self, number: int, history: History) -> None:
-        """One more epoch."""
-        validation = f", val_loss {history.val_loss[-1]:.4g}" if history.val_loss else ""
-        if self._bar is not None:
-            self._bar.set_description_str(f"epoch {number}/{self._epochs}{validation}", refresh=False)
-        if self._plain:
-            seconds = time.perf_counter() - self._started
-            left = seconds / number * (self._epochs - number)
-            print(
-                f"epoch {number}/{self._epochs}: loss {history.loss[-1]:.4g}{validation}, {left:.0f} s left",
-                file=sys.stderr,
-            )
-
-    def close(self) -> None:
-        """Leave the bar as it is."""
-        if self._bar is not None:
-            self._bar.close()
+def cut(x: Array, y: Array, marks: Marks, *, start: int, stop: int, y_has_time: bool) -> tuple[Array, Array, Marks]:
+    """The time steps from `start` to `stop` of a batch."""
+    xp = namespace_of(x)
+    lengths, resets = marks
+    if lengths is not None:
+        lengths = xp.clip(lengths - start, 0, stop - start)
+    if resets is not None:
+        resets = resets[:, start:stop]
+    y = y[:, start:stop, ...] if y_has_time else y
+    return x[:, start:stop, ...], y, Marks(lengths, resets)
 
 
 # ---------------------------------------------------------------------- time steps of a batch
@@ -295,82 +156,105 @@ class TrainingRun:
     loss: Loss
     optimizer: Optimizer
     clip_norm: float | None
+    batch_size: int
+    shuffle: bool
+    tbptt: int | None
+    stateful: bool
+    rng: np.random.Generator
     buckets: Buckets
+    history: History
+    progress: Progress
+    params: Params
+    optimizer_state: Any = None
+    good: Params | None = None  # the last parameters whose loss was finite
+    _waiting: tuple[Array, Params, Any] | None = None
 
-    def epoch(
-        self,
-        params: Params,
-        state: Any,
-        x: Array,
-        y: Array,
-        lengths: np.ndarray[Any, Any] | None,
-        resets: Array | None,
-        rng: np.random.Generator,
-        batch_size: int,
-        shuffle: bool,
-        history: History,
-        progress: Progress,
-    ) -> tuple[Params, Any]:
-        """Update once for each batch.
+    def __post_init__(self) -> None:
+        start = jit(self.backend.xp, start_optimizer, static=("optimizer",))
+        self.optimizer_state = start(self.params, optimizer=self.optimizer)
 
-        The loss is read back one step late, so that a GPU computes step k + 1 while the host waits for step k.
-        """
+    def epoch(self, data: Data) -> None:
+        """Update once for each batch, or for each piece of it under truncated backpropagation."""
         xp = self.backend.xp
-        step = jit(xp, train_step, static=("network", "loss", "optimizer", "clip_norm"))
-        take = jit(xp, gather, static=("steps", "y_has_time"))
-        marks = Marks(None if lengths is None else from_host(lengths.astype(np.int32), self.backend), resets)
-        y_has_time = self.network.keeps_time
-        waiting: tuple[Array, Params, Any] | None = None
-        good = params
-        for rows in batches(x.shape[0], batch_size, rng, shuffle):
-            steps = None if lengths is None else self._steps(int(lengths[rows].max()), x.shape[1])
+        lengths = None if data.lengths is None else from_host(data.lengths.astype(np.int32), self.backend)
+        marks = Marks(lengths, data.resets)
+        state: State = None
+        for rows in batches(data.x.shape[0], self.batch_size, self.rng, self.shuffle):
             device_rows = from_host(rows.astype(np.int64), self.backend)
-            batch = take(x, y, marks, device_rows, steps=steps, y_has_time=y_has_time)
-            masks = place_masks(self.network.dropout_masks(rng, tuple(batch[0].shape)), self.backend)
-            before = params
-            params, state, numbers = step(
-                params,
-                state,
-                *batch,
-                masks,
-                network=self.network,
-                loss=self.loss,
-                optimizer=self.optimizer,
-                clip_norm=self.clip_norm,
-            )
-            if waiting is not None:
-                good = self._record(waiting, good, history, progress)
-            waiting = (numbers, before, (*batch, masks))
-        if waiting is not None:
-            self._record(waiting, good, history, progress)
-        return params, state
+            batch = jit(xp, gather)(data.x, data.y, marks, device_rows)
+            state = state if self.stateful else None
+            for start, stop in self._pieces(data, rows):
+                state = self._update(self._cut(batch, start, stop), state)
+        self._settle()
 
-    def _steps(self, longest: int, available: int) -> int:
-        longest = max(longest, 1)
-        return min(self.buckets.steps(longest), available) if compiles(self.backend.xp) else longest
+    def _pieces(self, data: Data, rows: np.ndarray[Any, Any]) -> list[tuple[int, int]]:
+        """The first and last time step of each update on a batch."""
+        steps = data.x.shape[1] if data.x.ndim > 1 else 0
+        if data.lengths is not None:
+            longest = max(int(data.lengths[rows].max()), 1)
+            steps = min(self.buckets.steps(longest), steps) if compiles(self.backend.xp) else longest
+        size = self.tbptt or steps
+        return [(start, min(start + size, steps)) for start in range(0, steps, max(size, 1))] or [(0, 0)]
 
-    def _record(self, waiting: tuple[Array, Params, Any], good: Params, history: History, progress: Progress) -> Params:
-        """Read a step's loss and norm; the weights that are known to be good after it."""
-        numbers, params, batch = waiting
+    def _cut(self, batch: tuple[Array, Array, Marks], start: int, stop: int) -> tuple[Array, Array, Marks]:
+        x = batch[0]
+        if not self.network.needs_time or (start, stop) == (0, x.shape[1]):
+            return batch
+        run = jit(self.backend.xp, cut, static=("start", "stop", "y_has_time"))
+        return run(*batch, start=start, stop=stop, y_has_time=self.network.keeps_time)
+
+    def _update(self, batch: tuple[Array, Array, Marks], state: State) -> State:
+        """One update; the network's state after it.
+
+        The loss is read back one update late, so that a GPU computes update k + 1 while the host waits for update k.
+        """
+        masks = place_masks(self.network.dropout_masks(self.rng, tuple(batch[0].shape)), self.backend)
+        step = jit(self.backend.xp, train_step, static=("network", "loss", "optimizer", "clip_norm"))
+        before = self.params
+        self.params, self.optimizer_state, final, numbers = step(
+            before,
+            self.optimizer_state,
+            *batch,
+            masks,
+            state,
+            network=self.network,
+            loss=self.loss,
+            optimizer=self.optimizer,
+            clip_norm=self.clip_norm,
+        )
+        self._settle()
+        self._waiting = (numbers, before, (*batch, masks, state))
+        return final if self.tbptt or self.stateful else None
+
+    def _settle(self) -> None:
+        """Read the loss and norm of the last update, if that was not done yet."""
+        if self._waiting is None:
+            return
+        numbers, params, batch = self._waiting
+        self._waiting = None
         value, norm = (float(number) for number in to_numpy(numbers))
-        history.step_loss.append(value)
-        history.gradient_norm.append(norm)
-        progress.step(value)
+        self.history.step_loss.append(value)
+        self.history.gradient_norm.append(norm)
+        self.progress.step(value)
         if math.isfinite(value) and math.isfinite(norm):
-            return params
-        number = len(history.step_loss)
+            self.good = params
+            return
+        number = len(self.history.step_loss)
         layer = first_nonfinite(self.network, params, *batch, loss=self.loss)
-        what = "loss" if not math.isfinite(value) else "gradient"
+        what, found = ("loss", value) if not math.isfinite(value) else ("gradient", norm)
+        good = params if what == "gradient" or self.good is None else self.good
         raise NonFiniteError(
-            f"the {what} is {value if what == 'loss' else norm} at step {number}, first in {layer}; training stopped "
+            f"the {what} is {found} at step {number}, first in {layer}; training stopped "
             "and the last good weights were kept: try a smaller learning rate, clip_norm=1.0, or scaled data",
             step=number,
             layer=layer,
-            good_params=good if what == "loss" else params,
+            good_params=good,
         )
 
 
-def first_nonfinite(network: Layer, params: Params, x: Array, y: Array, marks: Marks, masks: Any, *, loss: Loss) -> str:
+def first_nonfinite(
+    network: Layer, params: Params, x: Array, y: Array, marks: Marks, masks: Any, state: State, *, loss: Loss
+) -> str:
     """The first place, in the order of computation, whose numbers are not all finite."""
     layers = network.layers if isinstance(network, Sequential) else (network,)
     names = [f"layer {k} ({type(layer).__name__})" for k, layer in enumerate(layers)]
@@ -383,7 +267,8 @@ def first_nonfinite(network: Layer, params: Params, x: Array, y: Array, marks: M
     for k, (layer, name) in enumerate(zip(layers, names, strict=True)):
         own = {key.removeprefix(prefixes[k]): p for key, p in params.items() if key.startswith(prefixes[k])}
         mask = masks if masks is None or not isinstance(network, Sequential) else masks[k]
-        value, _, _ = layer.forward(own, value, None, marks, mask)
+        start = state if state is None or not isinstance(network, Sequential) else state[k]
+        value, _, _ = layer.forward(own, value, start, marks, mask)
         if not all_finite(value):
             return f"{name}, output"
         marks = marks if layer.keeps_time else Marks()
@@ -395,21 +280,3 @@ def all_finite(x: Array) -> bool:
     """Whether a floating array has neither NaN nor infinity; reads one number back."""
     xp = namespace_of(x)
     return bool(to_numpy(xp.all(xp.isfinite(x))))
-
-
-def run_callbacks(callbacks: Sequence[Any], epoch: Epoch) -> str:
-    """The name of a callback that wants to stop, or nothing."""
-    names = [_name(callback) for callback in callbacks if callback(epoch)]
-    return ", ".join(names)
-
-
-def notify(callbacks: Sequence[Any], event: str, model: Any) -> None:
-    """Call `start` or `finish` on the callbacks that have it."""
-    for callback in callbacks:
-        method: Callable[[Any], None] | None = getattr(callback, event, None)
-        if method is not None:
-            method(model)
-
-
-def _name(callback: Any) -> str:
-    return getattr(callback, "__name__", type(callback).__name__)
