@@ -344,6 +344,8 @@ def _span(xp: Any, x: Array, marks: Marks, reverse: bool) -> Span:
         valid = xp.permute_dims(valid_steps(xp, marks.lengths, x.shape[1], x), (1, 0))[:, None, :]
     if marks.resets is not None:
         reset = xp.permute_dims(marks.resets, (1, 0))[:, None, :]
+        if valid is not None:  # a mark behind a row's end, which going backward would be one at its end
+            reset = xp.logical_and(reset, valid)
         if reverse:  # a sequence that starts at step t is, going backward, the one that ends there
             reset = xp.concat([reset[1:, ...], xp.zeros_like(reset[:1, ...])], axis=0)
     return Span(valid, reset)
