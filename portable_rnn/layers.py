@@ -249,6 +249,7 @@ class Max(Layer):
         candidates = x if valid is None else xp.where(valid, x, xp.full_like(x, -xp.inf))
         steps = _step_numbers(xp, x)
         largest = candidates == xp.max(candidates, axis=1, keepdims=True)
+        largest = xp.logical_or(largest, xp.isnan(candidates))  # a NaN is the maximum, not hidden
         # argmax does not promise the first of equal values on every library
         first = xp.min(xp.where(largest, steps, xp.full_like(steps, x.shape[1])), axis=1, keepdims=True)
         chosen = steps == first
