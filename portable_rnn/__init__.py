@@ -19,6 +19,7 @@ from .optimizers import (
     warmup_cosine_decay,
 )
 from .recurrent import GRU, LSTM, RNN, Recurrent
+from .streaming import Stream
 from .version import __version__
 
 __all__ = [
@@ -43,6 +44,7 @@ __all__ = [
     "NonFiniteError",
     "Recurrent",
     "Sequential",
+    "Stream",
     "__version__",
     "activations",
     "adam",

@@ -15,7 +15,15 @@ from .layer import valid_steps
 from .namespace import device_of, map_leaves, namespace_of
 from .typing import Array, Marks, Params, State
 
-__all__ = ["Masks", "run_direction", "run_direction_backward", "stack_backward", "stack_forward", "suffixes"]
+__all__ = [
+    "Masks",
+    "one_direction",
+    "run_direction",
+    "run_direction_backward",
+    "stack_backward",
+    "stack_forward",
+    "suffixes",
+]
 
 
 class Masks(NamedTuple):
@@ -239,7 +247,7 @@ def suffixes(layer: Any) -> list[list[str]]:
     return [[f"_l{k}{end}" for end in ends] for k in range(layer.num_layers)]
 
 
-def _one_direction(params: Params, suffix: str) -> Params:
+def one_direction(params: Params, suffix: str) -> Params:
     """The parameters that end in `suffix`, without it."""
     return {name.removesuffix(suffix): p for name, p in params.items() if name.endswith(suffix)}
 
@@ -270,7 +278,7 @@ def stack_forward(
                 xp,
                 layer.cell,
                 reverse,
-                _one_direction(params, suffix),
+                one_direction(params, suffix),
                 y,
                 tuple(part[k, ...] for part in initial),
                 spans[reverse]._replace(zoneout=_zoneout(xp, layer, y, zoneout and zoneout[k])),
@@ -321,7 +329,7 @@ def stack_backward(
                 xp,
                 layer.cell,
                 layer.reverse != (direction == 1),
-                _one_direction(params, suffix),
+                one_direction(params, suffix),
                 residuals[k],
                 dhs[:, direction * out : (direction + 1) * out, :],
                 tuple(d[k, ...] for d in dfinal),
