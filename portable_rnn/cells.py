@@ -254,6 +254,13 @@ class LSTMCell:
             )
         return grads
 
+    def gate_values(self, xp: Any, residuals: Any) -> Residual:
+        """The gates over all steps, each (T, H, B)."""
+        gates = column(xp, residuals, "gates")
+        hidden = gates.shape[1] // self.gates
+        names = "igo" if self.coupled else "ifgo"
+        return {n: gates[:, k * hidden : (k + 1) * hidden, :] for k, n in enumerate(names) if n != "g"}
+
     def _ifg(self, early: list[Array]) -> tuple[Array, Array, Array]:
         if self.coupled:
             i, g = early
@@ -352,6 +359,12 @@ class GRUCell:
         dWh_ru = summed_outer(xp, dz[:, : 2 * hidden, :], h_before)
         dWh_n = summed_outer(xp, dz[:, 2 * hidden :, :], r * h_before)
         return {"weight_hh": xp.concat([dWh_ru, dWh_n], axis=0), "bias_ih": db, "bias_hh": db}
+
+    def gate_values(self, xp: Any, residuals: Any) -> Residual:
+        """The gates over all steps, each (T, H, B)."""
+        ru = column(xp, residuals, "ru")
+        hidden = ru.shape[1] // 2
+        return {"r": ru[:, :hidden, :], "z": ru[:, hidden:, :]}
 
 
 # ---------------------------------------------------------------------- for writing cells

@@ -112,8 +112,15 @@ def run_direction_backward(
     saved: Any,
     dhs: Array,
     dstate: tuple[Array, ...],
-) -> tuple[Params, Array, tuple[Array, ...]]:
-    """Reverse `run_direction`: (parameter gradients, dx (T, I, B), cotangent of the initial state)."""
+    watch: bool = False,
+) -> tuple[Params, Array, tuple[Array, ...], Array | None]:
+    """Reverse `run_direction`.
+
+    Returns
+    -------
+    parameter gradients, dx (T, I, B), cotangent of the initial state, and with `watch` the norm of the loss's
+    derivative with respect to h at each step, over features and batch, (T,)
+    """
     x, hs, h_initial, span, drop, residuals = saved
     w = cell.prepare(xp, p)
 
@@ -127,13 +134,14 @@ def run_direction_backward(
             dcell = tuple(d - kept * d for d, kept in zip(dnew, zoneout, strict=True))
             dstart, dz, emitted = cell.step_backward(xp, w, residual, dcell, drop)
             dstart = tuple(d + kept * dn for d, dn, kept in zip(dstart, dnew, zoneout, strict=True))
+        norm = xp.sqrt(xp.sum(dnew[0] * dnew[0])) if watch else None
         dold = _where_not(xp, reset, dstart)
         if valid is not None:
             held = _where_not(xp, valid, dcarry)
             dold = tuple(d + kept for d, kept in zip(dold, held, strict=True))
-        return dold, (dz, emitted)
+        return dold, (dz, emitted, norm)
 
-    dinitial, (dz, emitted) = scan(xp, step, dstate, (dhs, residuals, span), reverse=not reverse)
+    dinitial, (dz, emitted, norms) = scan(xp, step, dstate, (dhs, residuals, span), reverse=not reverse)
     dz = stacked(xp, dz)
     h_initial = h_initial[None, ...]
     h_before = xp.concat([hs[1:, ...], h_initial] if reverse else [h_initial, hs[:-1, ...]], axis=0)
@@ -143,7 +151,8 @@ def run_direction_backward(
         h_before = h_before * drop
     grads = cell.parameter_gradients(xp, dz, h_before, residuals, emitted)
     grads["weight_ih"] = summed_outer(xp, dz, x)
-    return {name: grads[name] for name in p}, xp.matmul(w["Wx"].T, dz), dinitial
+    found = {name: grads[name] for name in p}
+    return found, xp.matmul(w["Wx"].T, dz), dinitial, stacked(xp, norms) if watch else None
 
 
 def run_segments(
@@ -176,7 +185,7 @@ def run_segments(
         state, (hs, begun) = scan(xp, segment, state, part, reverse=reverse)
         outputs.append(_joined(xp, hs))
         starts.append(begun)
-    hs = xp.concat(outputs[::-1] if reverse else outputs, axis=0) if len(outputs) > 1 else outputs[0]
+    hs = xp.concat(outputs[::-1] if reverse else outputs, axis=0)
     return hs, state, (x, span, drop, starts)
 
 
@@ -188,26 +197,31 @@ def run_segments_backward(
     saved: Any,
     dhs: Array,
     dstate: tuple[Array, ...],
+    watch: bool = False,
+    *,
     every: int,
-) -> tuple[Params, Array, tuple[Array, ...]]:
+) -> tuple[Params, Array, tuple[Array, ...], Array | None]:
     """Reverse `run_segments`; as `run_direction_backward`."""
     x, span, drop, starts = saved
     parts = _segments(xp, (x, span, dhs), reverse, every)
     grads = {name: xp.zeros_like(value) for name, value in p.items()}
     dinputs: list[Array] = []
+    norms: list[Array] = []
     for part, begun in zip(parts[::-1], starts[::-1], strict=True):
 
         def segment(carry: Any, inputs: Any) -> tuple[Any, Any]:
             so_far, dfinal = carry
             x_part, span_part, dhs_part, start = inputs
             _, _, residuals = run_direction(xp, cell, reverse, p, x_part, start, span_part, drop)
-            found, dx, dstart = run_direction_backward(xp, cell, reverse, p, residuals, dhs_part, dfinal)
-            return ({name: g + found[name] for name, g in so_far.items()}, dstart), (dx,)
+            found, dx, dstart, norm = run_direction_backward(xp, cell, reverse, p, residuals, dhs_part, dfinal, watch)
+            return ({name: g + found[name] for name, g in so_far.items()}, dstart), (dx, norm)
 
-        (grads, dstate), (dx,) = scan(xp, segment, (grads, dstate), (*part, begun), reverse=not reverse)
+        (grads, dstate), (dx, norm) = scan(xp, segment, (grads, dstate), (*part, begun), reverse=not reverse)
         dinputs.append(_joined(xp, dx))
-    dx = xp.concat(dinputs if reverse else dinputs[::-1], axis=0) if len(dinputs) > 1 else dinputs[0]
-    return grads, dx, dstate
+        if watch:
+            norms.append(_joined(xp, norm))
+    order = 1 if reverse else -1
+    return grads, xp.concat(dinputs[::order], axis=0), dstate, xp.concat(norms[::order], axis=0) if watch else None
 
 
 def _segments(xp: Any, tree: Any, reverse: bool, every: int) -> list[Any]:
@@ -304,9 +318,9 @@ def stack_forward(
 
 
 def stack_backward(
-    params: Params, residuals: Any, dy: Array, dstate: State, *, layer: Any
-) -> tuple[Params, Array, State]:
-    """Reverse `stack_forward`: (dparams, dx, cotangent of the initial state)."""
+    params: Params, residuals: Any, dy: Array, dstate: State, *, layer: Any, watch: bool = False
+) -> tuple[Params, Array, State, list[Array | None]]:
+    """Reverse `stack_forward`: (dparams, dx, cotangent of the initial state, norms for each layer and direction)."""
     residuals, between = residuals
     x = residuals[0][0]
     out = state_sizes(layer)[0]
@@ -318,6 +332,7 @@ def stack_backward(
     dhs = xp.permute_dims(dy, (1, 2, 0))
     grads: Params = {}
     dinitials: list[tuple[Array, ...]] = [()] * len(residuals)
+    norms: list[Array | None] = [None] * len(residuals)
     k = len(residuals)
     for depth, ends in reversed(list(enumerate(suffixes(layer)))):
         if between is not None and depth < layer.num_layers - 1:
@@ -325,7 +340,7 @@ def stack_backward(
         dinputs = []
         for direction, suffix in reversed(list(enumerate(ends))):
             k -= 1
-            found, dinput, dinitials[k] = run(
+            found, dinput, dinitials[k], norms[k] = run(
                 xp,
                 layer.cell,
                 layer.reverse != (direction == 1),
@@ -333,6 +348,7 @@ def stack_backward(
                 residuals[k],
                 dhs[:, direction * out : (direction + 1) * out, :],
                 tuple(d[k, ...] for d in dfinal),
+                watch,
             )
             grads |= {name + suffix: g for name, g in found.items()}
             dinputs.append(dinput)
@@ -342,6 +358,7 @@ def stack_backward(
         {name: grads[name] for name in params},
         xp.permute_dims(dhs, (2, 0, 1)),
         dstates if len(dstates) > 1 else dstates[0],
+        norms,
     )
 
 

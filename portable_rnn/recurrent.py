@@ -42,7 +42,8 @@ def _forward(self: Any, params: Params, x: Array, state: State, marks: Marks, ma
 
 def _backward(self: Any, params: Params, residuals: Any, dy: Array, dstate: State) -> tuple[Params, Array, State]:
     run = jit(namespace_of(dy), stack_backward, static=("layer",))
-    return run(params, residuals, dy, dstate, layer=self)
+    grads, dx, dinitial, _ = run(params, residuals, dy, dstate, layer=self)
+    return grads, dx, dinitial
 
 
 def _in_width(self: Any) -> int:
