@@ -1,0 +1,410 @@
+"""The one-page notebook's network: the same class and functions, with the exact gradient.
+
+A sequence is a list of columns. With H hidden features and B columns side by side (the notebook: one)::
+
+    h[0] = 0
+    h[t] = tanh(Wxh @ x[t] + Whh @ h[t-1] + bh)      t = 1 ... T
+    y    = Why @ h[T] + by
+
+The notebook's own `backward` had two faults, told in ``docs/notebook.md``: it evaluated ``dtanh`` at h, which is
+already ``tanh(a)``, and it added the gradient of y at every step, though y sees the last h only.
+
+Source: Elman (1990), Finding structure in time.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from .errors import InputError, NonFiniteError
+from .layer import random_generator
+from .namespace import Backend, device_of, from_host, is_array, namespace_of, to_numpy
+from .namespace import backend as as_backend
+from .typing import Array, Params
+
+__all__ = ["SimpleRNN", "dsigmoid", "dtanh", "sigmoid", "tanh"]
+
+BLOCK = 256  # columns in one product of the weight gradients
+WEIGHTS = ("Wxh", "Whh", "Why", "bh", "by")
+
+
+# ---------------------------------------------------------------------- functions of the pre-activation
+
+
+def sigmoid(x: Array | ArrayLike) -> Array:
+    """Logistic function ``1 / (1 + exp(-x))``, without overflow.
+
+    Parameters
+    ----------
+    x : array of any library, number or list of numbers
+        Integers become the library's default floating dtype (NumPy: float64).
+
+    Returns
+    -------
+    array of the same library and floating dtype; NumPy for numbers and lists
+
+    Examples
+    --------
+    >>> from portable_rnn.simple import sigmoid
+    >>> float(sigmoid(0))
+    0.5
+    """
+    xp, x = _floating(x)
+    # Not the tanh form of the gates: here small values keep their digits, as in the formula.
+    e = xp.exp(-xp.abs(x))
+    return xp.where(x < 0, e, xp.ones_like(e)) / (1 + e)
+
+
+def dsigmoid(x: Array | ArrayLike) -> Array:
+    """Derivative of `sigmoid` at the pre-activation x: ``sigmoid(x) * (1 - sigmoid(x))``.
+
+    Parameters and return value are those of `sigmoid`.
+
+    Examples
+    --------
+    >>> from portable_rnn.simple import dsigmoid
+    >>> float(dsigmoid(0))
+    0.25
+    """
+    return sigmoid(x) * sigmoid(-_floating(x)[1])
+
+
+def tanh(x: Array | ArrayLike) -> Array:
+    """Hyperbolic tangent. Parameters and return value are those of `sigmoid`.
+
+    Examples
+    --------
+    >>> from portable_rnn.simple import tanh
+    >>> float(tanh(0))
+    0.0
+    """
+    xp, x = _floating(x)
+    return xp.tanh(x)
+
+
+def dtanh(x: Array | ArrayLike) -> Array:
+    """Derivative of `tanh` at the pre-activation x: ``1 - tanh(x)**2``.
+
+    Where only ``h = tanh(x)`` is at hand the derivative is ``1 - h**2``, not ``dtanh(h)``. Parameters and return value
+    are those of `sigmoid`.
+
+    Examples
+    --------
+    >>> from portable_rnn.simple import dtanh
+    >>> float(dtanh(0))
+    1.0
+    """
+    return 1 - tanh(x) ** 2
+
+
+def _floating(x: Any) -> tuple[Any, Array]:
+    """The namespace and `x` as a floating array of it."""
+    x = x if is_array(x) else to_numpy(x)
+    xp = namespace_of(x)
+    if xp.isdtype(x.dtype, "real floating"):
+        return xp, x
+    default = xp.__array_namespace_info__().default_dtypes(device=device_of(x))["real floating"]
+    return xp, xp.astype(x, default)
+
+
+# ---------------------------------------------------------------------- the network
+
+
+class SimpleRNN:
+    """A recurrent layer with a linear output at the last step, trained one update per sequence.
+
+    Weights, hidden states and gradients live on the backend. What goes in may be NumPy or lists, and what `forward`,
+    `predict` and `train` return is NumPy, so a notebook written for NumPy runs on every array library.
+
+    Parameters
+    ----------
+    input_size, hidden_size, output_size : int
+        I, H and O.
+    learning_rate : float
+        Step size of the plain gradient descent, kept as ``lr``.
+    backend : as in `portable_rnn.backend`
+        A Backend computes in its own dtype; everything else in float64, or in float32 where the device has no float64
+        (JAX without ``jax_enable_x64``).
+    seed : int, optional
+        Draws the weights with NumPy's Philox generator, the same on every library. Left out, they come from NumPy's
+        global generator, so ``np.random.seed(0)`` gives the notebook's own initial weights, bit for bit.
+
+    Attributes
+    ----------
+    Wxh, Whh, Why : array (H, I), (H, H), (O, H)
+        Drawn in this order as ``randn * 0.01``.
+    bh, by : array (H, 1), (O, 1)
+        Zero at the start.
+    lr : float
+    last_inputs : list
+        What the last forward pass was given.
+    last_hs : dict of int to array (H, B)
+        Its hidden states, ``{0: zeros, 1: after the first step, ...}``.
+    backend : portable_rnn.Backend
+
+    Raises
+    ------
+    InputError
+        A size or the learning rate is not positive.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from portable_rnn.simple import SimpleRNN
+    >>> rnn = SimpleRNN(seed=0)
+    >>> for _ in range(500):
+    ...     loss = rnn.train([np.array([[1]]), np.array([[2]])], np.array([[3]]))
+    >>> rnn.predict([[[1]], [[2]]]).round(3)
+    array([[3.]])
+    """
+
+    def __init__(
+        self,
+        input_size: int = 1,
+        hidden_size: int = 10,
+        output_size: int = 1,
+        learning_rate: float = 0.01,
+        backend: str | ModuleType | Array | Backend = "numpy",
+        seed: int | None = None,
+    ) -> None:
+        for name, size in (("input_size", input_size), ("hidden_size", hidden_size), ("output_size", output_size)):
+            if not isinstance(size, (int, np.integer)) or isinstance(size, bool) or size < 1:
+                raise InputError(f"{name} must be a positive integer, got {size!r}")
+        if not isinstance(learning_rate, (int, float, np.integer, np.floating)) or not 0 < learning_rate < math.inf:
+            raise InputError(f"learning_rate must be a positive number, got {learning_rate!r}")
+        self.input_size, self.hidden_size, self.output_size = input_size, hidden_size, output_size
+        self.lr = float(learning_rate)
+
+        # Drawn before the array library is looked up: importing one may draw from the global generator too, and that
+        # is where the notebook's weights come from.
+        normal = np.random.standard_normal if seed is None else random_generator(seed).standard_normal
+        Wxh = normal((hidden_size, input_size)) * 0.01
+        Whh = normal((hidden_size, hidden_size)) * 0.01
+        Why = normal((output_size, hidden_size)) * 0.01
+
+        self.backend = _widest(backend)
+        self._dtype = np.dtype(self.backend.dtype_name)
+        self.Wxh, self.Whh, self.Why = self._place(Wxh), self._place(Whh), self._place(Why)
+        self.bh = self._place(np.zeros((hidden_size, 1)))
+        self.by = self._place(np.zeros((output_size, 1)))
+
+        self.last_inputs: Any = None
+        self.last_hs: dict[int, Array] = {}
+        self._updates = 0
+        self._good = self._weights()  # the last weights whose loss was finite
+
+    def forward(self, inputs: Iterable[Any]) -> NDArray[Any]:
+        """Run the network over a sequence, or over B sequences of the same length.
+
+        Parameters
+        ----------
+        inputs : list of T arrays (I, B)
+            One column for each sequence; integers will do.
+
+        Returns
+        -------
+        ndarray (O, B)
+            ``Why @ h[T] + by``.
+
+        Raises
+        ------
+        InputError
+            No steps, a step of the wrong shape, or NaN, infinity or text in one.
+        """
+        return to_numpy(self._forward(inputs))
+
+    def backward(self, d_y: ArrayLike, learning: bool = True) -> Params:
+        """Back-propagate through the last forward pass, exactly.
+
+        Parameters
+        ----------
+        d_y : array (O, B)
+            Derivative of the loss with respect to y.
+        learning : bool
+            Whether to subtract ``lr`` times the gradients from the weights.
+
+        Returns
+        -------
+        dict of str to array
+            The gradients, named and shaped as the weights: Wxh, Whh, Why, bh, by; summed over the B columns.
+
+        Raises
+        ------
+        InputError
+            There was no forward pass yet, or `d_y` does not have the shape of its result.
+        """
+        if not self.last_hs:
+            raise InputError("backward needs a forward pass: call rnn.forward(inputs) first")
+        shape = self.output_size, self.last_hs[0].shape[1]
+        gradients = self._gradients(self._place(_column(d_y, "d_y", shape).copy()))
+        if learning:
+            self._descend({name: float(self.lr) * gradient for name, gradient in gradients.items()})
+        return gradients
+
+    def train(self, inputs: Iterable[Any], target: ArrayLike) -> Any:
+        """Update the weights once: forward, ``loss = sum((y - target)**2)``, backward with ``d_y = 2 * (y - target)``.
+
+        Parameters
+        ----------
+        inputs : list of T arrays (I, B)
+        target : array (O, B), or list of O numbers or one number where that is all y has
+
+        Returns
+        -------
+        NumPy scalar
+            The loss before the update, summed over the B columns.
+
+        Raises
+        ------
+        InputError
+            As in `forward`; `target` does not fit y or is not finite.
+        NonFiniteError
+            The loss is not finite any more. The weights go back to the last ones whose loss was.
+
+        Examples
+        --------
+        >>> from portable_rnn.simple import SimpleRNN
+        >>> rnn = SimpleRNN(seed=0)
+        >>> two_sequences = [[[1, 4]], [[2, 3]]]
+        >>> bool(rnn.train(two_sequences, [[3, 7]]) > rnn.train(two_sequences, [[3, 7]]))
+        True
+        """
+        y = to_numpy(self._forward(inputs))
+        error = y - _column(target, "target", y.shape)
+        loss = np.vdot(error, error)
+        self._check_loss(loss)
+        # gradients are linear in d_y, so the learning rate goes in here, once
+        self._descend(self._gradients(self._place(2 * float(self.lr) * error)))
+        return loss
+
+    def predict(self, inputs: Iterable[Any]) -> NDArray[Any]:
+        """The output for a sequence; another name for `forward`."""
+        return self.forward(inputs)
+
+    # ------------------------------------------------------------------ the same on the backend's own arrays
+
+    def _forward(self, inputs: Iterable[Any]) -> Array:
+        xp = self.backend.xp
+        x, steps, batch = self._side_by_side(inputs)
+        h = xp.zeros((self.hidden_size, batch), dtype=self.backend.dtype, device=self.backend.device)
+        hs = {0: h}
+        for t in range(steps):
+            x_t = x[:, t * batch : (t + 1) * batch]
+            h = xp.tanh(self.Wxh @ x_t + self.Whh @ h + self.bh)
+            hs[t + 1] = h
+        self.last_inputs, self.last_hs, self._x = inputs, hs, x
+        return self.Why @ h + self.by
+
+    def _gradients(self, d_y: Array) -> Params:
+        xp, hs = self.backend.xp, list(self.last_hs.values())
+        steps, batch, back_Whh = len(hs) - 1, d_y.shape[1], self.Whh.T
+
+        # da[t] = dh[t] * (1 - h[t]**2), because h = tanh(a). The last h, and no other, feeds y = Why @ h + by;
+        # each earlier one feeds the next a = Wxh @ x + Whh @ h + bh.
+        da = (self.Why.T @ d_y) * (1 - hs[-1] * hs[-1])
+        das = [da]
+        for h in hs[-2:0:-1]:
+            da = (back_Whh @ da) * (1 - h * h)
+            das.append(da)
+        das.reverse()
+
+        # The sum over steps and columns is a product of all of them side by side, in blocks that stay in cache.
+        gradients = {"Why": d_y @ hs[-1].T, "by": _summed(xp, d_y)}
+        many = max(BLOCK // batch, 1)
+        for k in range(0, steps, many):
+            da = xp.concat(das[k : k + many], axis=1)
+            h_before = xp.concat(hs[k : min(k + many, steps)], axis=1)
+            x = self._x[:, k * batch : min(k + many, steps) * batch]
+            block = {"Wxh": da @ x.T, "Whh": da @ h_before.T, "bh": _summed(xp, da)}
+            gradients |= block if k == 0 else {name: gradients[name] + part for name, part in block.items()}
+        return gradients
+
+    def _descend(self, steps: Params) -> None:
+        for name, step in steps.items():
+            setattr(self, name, getattr(self, name) - step)
+
+    # ------------------------------------------------------------------ the way in
+
+    def _side_by_side(self, inputs: Iterable[Any]) -> tuple[Array, int, int]:
+        """The columns of all steps as one array (I, T * B) of the backend; T; B."""
+        try:
+            columns = [to_numpy(x) for x in inputs]
+        except TypeError:
+            raise InputError(f"inputs must be a list of columns, got {type(inputs).__name__}") from None
+        if not columns:
+            raise InputError("inputs must have at least one step, got an empty list")
+        batch = columns[0].shape[-1] if columns[0].ndim == 2 else 1
+        shape = (self.input_size, max(batch, 1))
+        for t, x in enumerate(columns):
+            if x.shape != shape or x.dtype.kind not in "fiub":
+                raise InputError(_unlike(f"inputs[{t}]", x, shape))
+        x = np.concatenate(columns, axis=1, dtype=self._dtype)
+        if np.count_nonzero(np.isfinite(x)) != x.size:
+            raise InputError("inputs must be finite, got NaN or infinity")
+        return self._place(x), len(columns), batch
+
+    def _place(self, host: NDArray[Any]) -> Array:
+        return from_host(host.astype(self._dtype, copy=False), self.backend)
+
+    # ------------------------------------------------------------------ a loss that explodes
+
+    def _weights(self) -> Params:
+        return {name: getattr(self, name) for name in WEIGHTS}
+
+    def _check_loss(self, loss: Any) -> None:
+        self._updates += 1
+        if math.isfinite(loss):
+            self._good = self._weights()
+            return
+        for name, value in self._good.items():
+            setattr(self, name, value)
+        raise NonFiniteError(
+            f"the loss is {loss} at update {self._updates}; the last good weights were kept: "
+            "try a smaller learning_rate or scaled data",
+            step=self._updates,
+            layer="SimpleRNN",
+            good_params=self._good,
+        )
+
+
+def _widest(library: Any) -> Backend:
+    """The backend in float64 where it has that."""
+    narrow = as_backend(library)
+    if isinstance(library, Backend):
+        return narrow
+    try:
+        wide = as_backend(library, dtype="float64")
+        wide.xp.zeros(1, dtype=wide.dtype, device=wide.device)
+    except Exception:  # every library has its own word for it
+        return narrow
+    return wide
+
+
+def _summed(xp: Any, columns: Array) -> Array:
+    """The sum of the columns, as a column; `xp.sum` takes longer than a small matrix product."""
+    return columns if columns.shape[1] == 1 else xp.sum(columns, axis=1, keepdims=True)
+
+
+def _column(value: Any, name: str, shape: tuple[int, ...]) -> NDArray[Any]:
+    """`value` as a finite host array of this shape; a flat one or a number where that is all there is."""
+    host = to_numpy(value)
+    if host.shape in ((), shape[:1]) and host.size == math.prod(shape):
+        host = host.reshape(shape)
+    if host.shape != shape or host.dtype.kind not in "fiub":
+        raise InputError(_unlike(name, host, shape))
+    if np.count_nonzero(np.isfinite(host)) != host.size:
+        raise InputError(f"{name} must be finite, got NaN or infinity")
+    return host
+
+
+def _unlike(name: str, got: NDArray[Any], shape: tuple[int, ...]) -> str:
+    if got.shape == shape:
+        return f"{name} must be numbers, got dtype {got.dtype}"
+    fix = f": np.reshape({name}, {shape}) makes it one" if got.size == math.prod(shape) else ""
+    return f"{name} must have shape {shape}, one column for each sequence, got {got.shape}{fix}"
