@@ -1,7 +1,10 @@
 """Recurrent networks that run where your arrays already live."""
 
+from typing import TYPE_CHECKING, Any
+
 from . import activations, cells, losses
-from .errors import BackendError, InputError, MissingDependencyError, NonFiniteError
+from .diagnostics import GradientFlow, gradient_flow
+from .errors import BackendError, ConversionError, InputError, MissingDependencyError, NonFiniteError
 from .history import EarlyStopping, History
 from .layer import Layer
 from .layers import Dropout, Embedding, Last, Linear, Max, Mean, Sequential
@@ -22,6 +25,10 @@ from .recurrent import GRU, LSTM, RNN, Recurrent
 from .streaming import Stream
 from .version import __version__
 
+if TYPE_CHECKING:
+    from .interop.torch import from_torch
+    from .interop.torch_export import to_torch
+
 __all__ = [
     "GRU",
     "LSTM",
@@ -29,9 +36,11 @@ __all__ = [
     "Backend",
     "BackendError",
     "BackendInfo",
+    "ConversionError",
     "Dropout",
     "EarlyStopping",
     "Embedding",
+    "GradientFlow",
     "History",
     "InputError",
     "Last",
@@ -56,11 +65,28 @@ __all__ = [
     "clip_by_global_norm",
     "cosine_decay",
     "exponential_decay",
+    "from_torch",
+    "gradient_flow",
     "load",
     "losses",
     "piecewise_constant",
     "rmsprop",
     "sgd",
     "to_numpy",
+    "to_torch",
     "warmup_cosine_decay",
 ]
+
+# Imported when they are asked for
+_LAZY = {
+    "from_torch": "interop.torch",
+    "to_torch": "interop.torch_export",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    import importlib
+
+    return getattr(importlib.import_module(f"{__name__}.{_LAZY[name]}"), name)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-__all__ = ["BackendError", "InputError", "MissingDependencyError", "NonFiniteError"]
+__all__ = ["BackendError", "ConversionError", "InputError", "MissingDependencyError", "NonFiniteError"]
 
 
 class InputError(ValueError):
@@ -13,6 +13,10 @@ class InputError(ValueError):
 
 class BackendError(InputError):
     """An array library that is unknown, not installed, or not the one the model lives on."""
+
+
+class ConversionError(InputError):
+    """A model of another framework whose conversion does not give that framework's outputs."""
 
 
 class MissingDependencyError(ImportError):

@@ -417,7 +417,7 @@ class Sequential(Layer):
         all_masks = (None,) * count if masks is None else masks
         finals, residuals = [], []
         for k, layer in enumerate(self.layers):
-            x, final, saved = layer.forward(_of_layer(params, k), x, states[k], marks, all_masks[k])
+            x, final, saved = layer.forward(with_prefix(params, f"{k}."), x, states[k], marks, all_masks[k])
             if not layer.keeps_time:
                 marks = Marks()
             finals.append(final)
@@ -431,12 +431,26 @@ class Sequential(Layer):
         grads: Params = {}
         dx: Array | None = dy
         for k in reversed(range(count)):
-            found, dx, dinitials[k] = self.layers[k].backward(_of_layer(params, k), residuals[k], dx, dfinals[k])
+            found, dx, dinitials[k] = self.layers[k].backward(
+                with_prefix(params, f"{k}."), residuals[k], dx, dfinals[k]
+            )
             grads |= {f"{k}.{name}": g for name, g in found.items()}
         return {name: grads[name] for name in params}, dx, tuple(dinitials)
 
     def __repr__(self) -> str:
         return f"Sequential({', '.join(map(repr, self.layers))})"
+
+
+def flat_layers(network: Layer) -> list[tuple[str, Layer]]:
+    """The layers of nested Sequentials in the order of computation, each with the prefix of its parameters."""
+    if not isinstance(network, Sequential):
+        return [("", network)]
+    return [(f"{k}.{prefix}", part) for k, layer in enumerate(network.layers) for prefix, part in flat_layers(layer)]
+
+
+def with_prefix(params: Params, prefix: str) -> Params:
+    """The parameters whose name starts with `prefix`, without it."""
+    return {name.removeprefix(prefix): p for name, p in params.items() if name.startswith(prefix)}
 
 
 def check_streams(network: Layer) -> None:
@@ -451,8 +465,3 @@ def check_streams(network: Layer) -> None:
             raise InputError(f"a {name} with reverse=True starts at the end: it can't run step by step")
         if not layer.streams:
             raise InputError(f"{name} needs the whole sequence: it can't run step by step")
-
-
-def _of_layer(params: Params, k: int) -> Params:
-    prefix = f"{k}."
-    return {name.removeprefix(prefix): p for name, p in params.items() if name.startswith(prefix)}

@@ -11,8 +11,8 @@ import numpy as np
 
 from .errors import InputError
 from .layer import Layer
-from .layers import Sequential
-from .recurrence import state_sizes
+from .layers import Sequential, flat_layers
+from .recurrence import is_recurrent, state_sizes
 
 __all__ = ["limited", "parse_bytes"]
 
@@ -69,10 +69,8 @@ def _candidates(steps: int) -> list[int]:
     return sorted({length for p in powers for length in (p, p * 3 // 2) if length < steps})
 
 
-def _layers(network: Layer) -> list[Any]:
-    layers = network.layers if isinstance(network, Sequential) else (network,)
-    inner = [_layers(layer) if isinstance(layer, Sequential) else [layer] for layer in layers]
-    return [layer for group in inner for layer in group if hasattr(layer, "recompute_every")]
+def _recurrent_layers(network: Layer) -> list[Any]:
+    return [layer for _, layer in flat_layers(network) if is_recurrent(layer)]
 
 
 def _bytes(network: Layer, shape: tuple[int, ...], dtype: str, every: int) -> int:
@@ -83,7 +81,7 @@ def _bytes(network: Layer, shape: tuple[int, ...], dtype: str, every: int) -> in
     """
     batch, steps = shape[:2]
     kept = inside = 0
-    for layer in _layers(network):
+    for layer in _recurrent_layers(network):
         runs = layer.num_layers * (2 if layer.bidirectional else 1)
         sizes = state_sizes(layer)
         rows = layer.parameter_shapes()["weight_ih_l0"][0]
@@ -95,7 +93,7 @@ def _bytes(network: Layer, shape: tuple[int, ...], dtype: str, every: int) -> in
 def _with_segments(network: Layer, every: int) -> Layer:
     if isinstance(network, Sequential):
         return Sequential(*(_with_segments(layer, every) for layer in network.layers))
-    if hasattr(network, "recompute_every"):
+    if is_recurrent(network):
         replace: Any = dataclasses.replace
         changed: Layer = replace(network, recompute_every=every)
         return changed

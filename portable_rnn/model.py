@@ -156,7 +156,7 @@ class Model:
         NonFiniteError
             The loss became NaN or infinite; the model keeps the last good weights.
         """
-        data = self._data(x, y, lengths, resets)
+        data = self.checked_data(x, y, lengths, resets)
         validation = None if validation_data is None else self._validation(validation_data)
         self.loss = loss_function(loss)
         check_targets(self, data.y, data.lengths)
@@ -234,7 +234,7 @@ class Model:
         gradients : dict of str to array, as `params`
         """
         function = self.loss if loss is None else loss_function(loss)
-        x, y, marks = self._bucketed(self._data(x, y, lengths, resets))
+        x, y, marks = self._bucketed(self.checked_data(x, y, lengths, resets))
         run = jit(self.backend.xp, training.loss_and_gradients, static=("network", "loss"))
         return run(self.params, x, y, marks, None, network=self.network, loss=function)
 
@@ -262,7 +262,7 @@ class Model:
         -------
         array (N, ...) of the model's library
         """
-        data = self._data(x, None, lengths, resets)
+        data = self.checked_data(x, None, lengths, resets)
         outputs = []
         for rows in _row_slices(data.x.shape[0], batch_size or data.x.shape[0]):
             chunk, _, marks = self._bucketed(data.rows(rows))
@@ -282,7 +282,7 @@ class Model:
     ) -> float:
         """The mean loss over data, without dropout; `loss` is the last fit's when left out."""
         function = self.loss if loss is None else loss_function(loss)
-        return self._evaluate(self._data(x, y, lengths, resets), batch_size=batch_size, loss=function)
+        return self._evaluate(self.checked_data(x, y, lengths, resets), batch_size=batch_size, loss=function)
 
     def step(self, x_t: Array, state: State = None) -> tuple[Array, State]:
         """One time step of a stream.
@@ -340,8 +340,8 @@ class Model:
         check_same_backend(self.backend, {name: value}, whose="the model is")
         return value
 
-    def _data(self, x: Any, y: Any, lengths: Lengths, resets: Any = None) -> training.Data:
-        """x padded, y, and the lengths on the host, all checked."""
+    def checked_data(self, x: Any, y: Any, lengths: Lengths = None, resets: Any = None) -> training.Data:
+        """x padded, y, and the lengths on the host, all checked as `fit` checks them."""
         xp = self.backend.xp
         if isinstance(x, (list, tuple)) and len(x) and all(is_array(row) for row in x):
             check_same_backend(self.backend, {f"x[{k}]": row for k, row in enumerate(x)}, whose="the model is")
@@ -366,7 +366,7 @@ class Model:
     def _validation(self, data: tuple[Any, ...]) -> training.Data:
         if not isinstance(data, (tuple, list)) or len(data) not in (2, 3):
             raise InputError("validation_data must be (x, y) or (x, y, lengths)")
-        return self._data(data[0], data[1], data[2] if len(data) == 3 else None)
+        return self.checked_data(data[0], data[1], data[2] if len(data) == 3 else None)
 
     def _bucketed(self, data: training.Data) -> tuple[Array, Any, Marks]:
         """x, y and marks, padded in time where the library would compile for every new length."""
@@ -378,8 +378,7 @@ class Model:
                 lengths = np.full(x.shape[0], steps) if lengths is None else lengths
                 x, resets = _extended(self.backend, x, extra), _extended(self.backend, resets, extra)
                 y = _extended(self.backend, y, extra) if self.network.keeps_time else y
-        placed = None if lengths is None else from_host(lengths.astype(np.int32), self.backend)
-        return x, y, Marks(placed, resets)
+        return x, y, training.Data(x, y, lengths, resets).marks(self.backend)
 
     def _evaluate(self, data: training.Data, *, batch_size: int, loss: Loss | None = None) -> float:
         function = self.loss if loss is None else loss

@@ -17,6 +17,7 @@ from .typing import Array, Marks, Params, State
 
 __all__ = [
     "Masks",
+    "is_recurrent",
     "one_direction",
     "run_direction",
     "run_direction_backward",
@@ -384,6 +385,11 @@ def _zoneout(xp: Any, layer: Any, like: Array, masks: Any) -> Any:
     steps, _, batch = like.shape
     device = device_of(like)
     return tuple(xp.full((steps, 1, batch), p, dtype=like.dtype, device=device) for _ in state_sizes(layer))
+
+
+def is_recurrent(layer: Any) -> bool:
+    """Whether a layer runs a cell over time."""
+    return hasattr(layer, "cell")
 
 
 def state_sizes(layer: Any) -> tuple[int, ...]:

@@ -7,10 +7,10 @@ from typing import Any
 from .errors import InputError
 from .execution import jit
 from .layer import Layer
-from .layers import Linear, Sequential, check_streams
+from .layers import Linear, Sequential, check_streams, flat_layers, with_prefix
 from .model import Model
 from .namespace import asarray, check_same_backend, device_of, is_array, leaves, map_leaves, namespace_of
-from .recurrence import one_direction, state_sizes, suffixes
+from .recurrence import is_recurrent, one_direction, state_sizes, suffixes
 from .typing import Array, Marks, Params, State
 
 __all__ = ["Stream"]
@@ -108,23 +108,12 @@ class Stream:
 # with one tuple of columns for each layer of its stack.
 
 
-def _parts(network: Layer) -> list[tuple[str, Any]]:
-    """The layers in the order of computation, with the prefix of their parameters."""
-    if not isinstance(network, Sequential):
-        return [("", network)]
-    return [(f"{k}.{prefix}", part) for k, layer in enumerate(network.layers) for prefix, part in _parts(layer)]
-
-
-def _is_recurrent(layer: Any) -> bool:
-    return hasattr(layer, "cell")
-
-
 def prepare(params: Params, *, network: Layer) -> list[Any]:
     """Each layer's weights as a step wants them."""
     prepared: list[Any] = []
-    for prefix, layer in _parts(network):
-        own = {name.removeprefix(prefix): p for name, p in params.items() if name.startswith(prefix)}
-        if _is_recurrent(layer):
+    for prefix, layer in flat_layers(network):
+        own = with_prefix(params, prefix)
+        if is_recurrent(layer):
             xp = namespace_of(own["weight_ih_l0"])
             own_of = [one_direction(own, end) for (end,) in suffixes(layer)]
             prepared.append([layer.cell.prepare(xp, p) for p in own_of])
@@ -143,9 +132,9 @@ def zero_state(params: Params, *, network: Layer, batch_size: int) -> list[Any]:
 
     return [
         [tuple(zeros(rows) for rows in state_sizes(layer)) for _ in range(layer.num_layers)]
-        if _is_recurrent(layer)
+        if is_recurrent(layer)
         else None
-        for _, layer in _parts(network)
+        for _, layer in flat_layers(network)
     ]
 
 
@@ -153,8 +142,8 @@ def stream_step(weights: list[Any], x_t: Array, state: list[Any], *, network: La
     """One time step through all layers: x_t (B, F) -> y_t (B, O), new state."""
     y = x_t.T if x_t.ndim == 2 else x_t
     new_state = []
-    for (_, layer), own, start in zip(_parts(network), weights, state, strict=True):
-        if _is_recurrent(layer):
+    for (_, layer), own, start in zip(flat_layers(network), weights, state, strict=True):
+        if is_recurrent(layer):
             y, start = _recurrent_step(layer, own, y, start)
         elif isinstance(layer, Linear):
             y = own["weight"] @ y + own["bias"][:, None] if layer.bias else own["weight"] @ y

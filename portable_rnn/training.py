@@ -13,7 +13,7 @@ from .errors import NonFiniteError
 from .execution import compiles, jit
 from .history import History, Progress
 from .layer import Layer, place_masks
-from .layers import Sequential
+from .layers import flat_layers, with_prefix
 from .losses import Loss
 from .namespace import Backend, from_host, map_leaves, namespace_of, to_numpy
 from .optimizers import Optimizer, clip_by_global_norm, global_norm
@@ -29,6 +29,11 @@ class Data(NamedTuple):
     y: Array | None
     lengths: np.ndarray[Any, Any] | None
     resets: Array | None
+
+    def marks(self, backend: Backend) -> Marks:
+        """Lengths and resets on the device."""
+        lengths = None if self.lengths is None else from_host(self.lengths.astype(np.int32), backend)
+        return Marks(lengths, self.resets)
 
     def rows(self, rows: slice) -> Data:
         """Some of the rows."""
@@ -176,8 +181,7 @@ class TrainingRun:
     def epoch(self, data: Data) -> None:
         """Update once for each batch, or for each piece of it under truncated backpropagation."""
         xp = self.backend.xp
-        lengths = None if data.lengths is None else from_host(data.lengths.astype(np.int32), self.backend)
-        marks = Marks(lengths, data.resets)
+        marks = data.marks(self.backend)
         state: State = None
         for rows in batches(data.x.shape[0], self.batch_size, self.rng, self.shuffle):
             device_rows = from_host(rows.astype(np.int64), self.backend)
@@ -256,24 +260,29 @@ def first_nonfinite(
     network: Layer, params: Params, x: Array, y: Array, marks: Marks, masks: Any, state: State, *, loss: Loss
 ) -> str:
     """The first place, in the order of computation, whose numbers are not all finite."""
-    layers = network.layers if isinstance(network, Sequential) else (network,)
-    names = [f"layer {k} ({type(layer).__name__})" for k, layer in enumerate(layers)]
-    prefixes = [f"{k}." if isinstance(network, Sequential) else "" for k in range(len(layers))]
-    for name, prefix in zip(names, prefixes, strict=True):
-        for key, p in params.items():
-            if key.startswith(prefix) and not all_finite(p):
+    layers = flat_layers(network)
+    names = [f"layer {prefix.rstrip('.') or 0} ({type(layer).__name__})" for prefix, layer in layers]
+    for name, (prefix, _) in zip(names, layers, strict=True):
+        for key, p in with_prefix(params, prefix).items():
+            if not all_finite(p):
                 return f"{name}, parameter {key!r}"
     value = x
-    for k, (layer, name) in enumerate(zip(layers, names, strict=True)):
-        own = {key.removeprefix(prefixes[k]): p for key, p in params.items() if key.startswith(prefixes[k])}
-        mask = masks if masks is None or not isinstance(network, Sequential) else masks[k]
-        start = state if state is None or not isinstance(network, Sequential) else state[k]
-        value, _, _ = layer.forward(own, value, start, marks, mask)
+    for name, (prefix, layer) in zip(names, layers, strict=True):
+        path = [int(k) for k in prefix.split(".") if k]
+        start, mask = _inside(state, path), _inside(masks, path)
+        value, _, _ = layer.forward(with_prefix(params, prefix), value, start, marks, mask)
         if not all_finite(value):
             return f"{name}, output"
         marks = marks if layer.keeps_time else Marks()
     _, dvalue = loss(value, y, marks.lengths)
     return "the loss" if not all_finite(dvalue) else f"{names[-1]}, gradient"
+
+
+def _inside(nest: Any, path: list[int]) -> Any:
+    """The part of a nest of tuples that belongs to a layer inside Sequentials."""
+    for k in path:
+        nest = None if nest is None else nest[k]
+    return nest
 
 
 def all_finite(x: Array) -> bool:
