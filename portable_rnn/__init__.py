@@ -2,13 +2,14 @@
 
 from typing import TYPE_CHECKING, Any
 
-from . import activations, cells, losses
+from . import activations, cells, initializers, losses
 from .diagnostics import GradientFlow, gradient_flow
 from .errors import BackendError, ConversionError, InputError, MissingDependencyError, NonFiniteError
 from .history import EarlyStopping, History
 from .layer import Layer
 from .layers import Dropout, Embedding, Last, Linear, Max, Mean, Sequential
 from .model import Model, load
+from .more_recurrent import LayerNormGRU, LayerNormLSTM, MinGRU, MinLSTM
 from .namespace import Backend, BackendInfo, asarray, backend, backends, to_numpy
 from .optimizers import (
     adam,
@@ -45,9 +46,13 @@ __all__ = [
     "InputError",
     "Last",
     "Layer",
+    "LayerNormGRU",
+    "LayerNormLSTM",
     "Linear",
     "Max",
     "Mean",
+    "MinGRU",
+    "MinLSTM",
     "MissingDependencyError",
     "Model",
     "NonFiniteError",
@@ -67,6 +72,7 @@ __all__ = [
     "exponential_decay",
     "from_torch",
     "gradient_flow",
+    "initializers",
     "load",
     "losses",
     "piecewise_constant",

@@ -39,7 +39,7 @@ from .activations import GateBlock, activation, split_rows
 from .execution import stacked
 from .typing import Array, Params
 
-__all__ = ["Cell", "ElmanCell", "GRUCell", "LSTMCell", "column", "summed_outer", "weight_shapes"]
+__all__ = ["Cell", "ElmanCell", "GRUCell", "LSTMCell", "column", "dropped", "summed_outer", "weight_shapes"]
 
 Arrays = tuple[Array, ...]
 Residual = dict[str, Array]
@@ -47,7 +47,12 @@ Shapes = dict[str, tuple[int, ...]]
 
 
 class Cell(Protocol):
-    """What the time loop needs of a cell. A cell is hashable configuration: a frozen dataclass."""
+    """What the time loop needs of a cell. A cell is hashable configuration: a frozen dataclass.
+
+    Two attributes are optional. ``constants``: first words of parameters' names that start at a constant whatever the
+    layer's `initializer`, such as ``{"gain": 1.0}``. ``forget_gate``: the row block of the biases which a scheme's
+    `forget_bias` is for.
+    """
 
     def parameter_shapes(self, input_size: int, hidden_size: int, bias: bool) -> Shapes:
         """Names, without suffix, and shapes of one direction's parameters; ``weight_ih`` is always one."""
@@ -91,7 +96,7 @@ class ElmanCell:
 
     def step(self, xp: Any, w: Params, z: Array, state: Arrays, drop: Array | None) -> tuple[Arrays, Residual]:
         (h,) = state
-        a, inside = _clipped(xp, z + w["Wh"] @ _dropped(h, drop), self.clip)
+        a, inside = _clipped(xp, z + w["Wh"] @ dropped(h, drop), self.clip)
         h = activation(self.nonlinearity).forward(xp, a)
         return (h,), {"h": h, **_named("inside", inside)}
 
@@ -101,7 +106,7 @@ class ElmanCell:
         (dh,) = dstate
         da = dh * activation(self.nonlinearity).derivative(xp, residual["h"])  # h = f(a)
         da = _inside(xp, da, residual.get("inside"))
-        dh = _dropped(w["Wh"].T @ da, drop)  # a = z + Wh @ h
+        dh = dropped(w["Wh"].T @ da, drop)  # a = z + Wh @ h
         return (dh,), da, {}
 
     def parameter_gradients(self, xp: Any, dz: Array, h_before: Array, residuals: Any, emitted: Any) -> Params:
@@ -134,6 +139,11 @@ class LSTMCell:
     def gates(self) -> int:
         """Row blocks of the weights."""
         return 3 if self.coupled else 4
+
+    @property
+    def forget_gate(self) -> int | None:
+        """Its row block."""
+        return None if self.coupled else 1
 
     @property
     def _block(self) -> GateBlock:
@@ -176,7 +186,7 @@ class LSTMCell:
 
     def step(self, xp: Any, w: Params, z: Array, state: Arrays, drop: Array | None) -> tuple[Arrays, Residual]:
         h, c = state
-        a = z + w["Wh"] @ _dropped(h, drop)
+        a = z + w["Wh"] @ dropped(h, drop)
         residual = {"c": c}
         if not self.peepholes:
             a, inside = _clipped(xp, a, self.clip)
@@ -233,7 +243,7 @@ class LSTMCell:
             seen = split_rows(w["p_early"] * dearly, self.gates - 1)  # a_i = ... + p_i * c
             dc = sum(seen[1:], start=dc * f + seen[0])
             da = xp.concat([dearly, da_o], axis=0)
-        dh = _dropped(w["Wh"].T @ da, drop)  # a = z + Wh @ h
+        dh = dropped(w["Wh"].T @ da, drop)  # a = z + Wh @ h
         return (dh, dc), da, emitted
 
     def parameter_gradients(self, xp: Any, dz: Array, h_before: Array, residuals: Any, emitted: Any) -> Params:
@@ -312,7 +322,7 @@ class GRUCell:
 
     def step(self, xp: Any, w: Params, z: Array, state: Arrays, drop: Array | None) -> tuple[Arrays, Residual]:
         (h,) = state
-        seen = _dropped(h, drop)
+        seen = dropped(h, drop)
         rows = 2 * h.shape[0]
         if self.reset_after:
             ah = w["Wh"] @ seen
@@ -345,9 +355,9 @@ class GRUCell:
         dz = xp.concat([da_ru, da_n], axis=0)
         if self.reset_after:
             dah = xp.concat([da_ru, dreset * r], axis=0)  # a_n = z_n + r * ah_n
-            return (dh * u + _dropped(w["Wh"].T @ dah, drop),), dz, {"dah": dah}
+            return (dh * u + dropped(w["Wh"].T @ dah, drop),), dz, {"dah": dah}
         dseen = w["Wh_ru"].T @ da_ru + dreset * r  # a_n = z_n + Wh_n @ (r * seen)
-        return (dh * u + _dropped(dseen, drop),), dz, {}
+        return (dh * u + dropped(dseen, drop),), dz, {}
 
     def parameter_gradients(self, xp: Any, dz: Array, h_before: Array, residuals: Any, emitted: Any) -> Params:
         db = xp.sum(dz, axis=(0, 2))
@@ -386,12 +396,13 @@ def column(xp: Any, rows: Any, name: str) -> Array:
     return stacked(xp, [row[name] for row in rows]) if isinstance(rows, list) else rows[name]
 
 
+def dropped(h: Array, drop: Array | None) -> Array:
+    """`h` as the recurrent product sees it."""
+    return h if drop is None else h * drop
+
+
 def _summed_bias(p: Params) -> Params:
     return {"b": (p["bias_ih"] + p["bias_hh"])[:, None]} if "bias_ih" in p else {}
-
-
-def _dropped(h: Array, drop: Array | None) -> Array:
-    return h if drop is None else h * drop
 
 
 def _clipped(xp: Any, a: Array, limit: float | None) -> tuple[Array, Array | None]:

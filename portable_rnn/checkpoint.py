@@ -20,6 +20,7 @@ from .composite import Activation, Ends, Flip, Masked, Merge, SharedDropout, Sof
 from .errors import InputError
 from .layer import Layer
 from .layers import Dropout, Embedding, Last, Linear, Max, Mean, Sequential
+from .more_recurrent import LayerNormGRU, LayerNormLSTM, MinGRU, MinLSTM
 from .recurrent import GRU, LSTM, RNN
 from .version import __version__
 
@@ -29,14 +30,17 @@ FORMAT = "portable_rnn"
 FORMAT_VERSION = "1.0"
 
 _SMALL = (Last, Mean, Max, Dropout, Activation, Softmax, SharedDropout, Flip, Ends, Merge)
+_RECURRENT = (RNN, LSTM, GRU, LayerNormLSTM, LayerNormGRU, MinGRU, MinLSTM)
 _LAYERS: dict[str, type[Layer]] = {
-    cls.__name__: cls for cls in (RNN, LSTM, GRU, Linear, Embedding, *_SMALL, Masked, Sequential)
+    cls.__name__: cls for cls in (*_RECURRENT, Linear, Embedding, *_SMALL, Masked, Sequential)
 }
 
 # What a reader in another framework has to know about the arrays
 _CONVENTIONS = {
     "array_layout": "torch: weight (rows of gates, features), parameters named as torch's state dict",
-    "gate_order": json.dumps({"LSTM": "i f g o", "GRU": "r z n", "peephole": "i f o"}),
+    "gate_order": json.dumps(
+        {"LSTM": "i f g o", "GRU": "r z n", "peephole": "i f o", "MinGRU": "u n", "MinLSTM": "f i n"}
+    ),
     "bias_convention": "two biases for each direction, bias_ih and bias_hh, as in torch",
 }
 

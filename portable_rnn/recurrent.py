@@ -16,7 +16,8 @@ from .activations import activation
 from .cells import Cell, ElmanCell, GRUCell, LSTMCell
 from .errors import InputError
 from .execution import jit
-from .layer import Layer, check_rank_and_features, choice_mask, inverse_sqrt, keep_mask, uniform
+from .initializers import draw, scheme
+from .layer import Layer, check_rank_and_features, choice_mask, keep_mask
 from .namespace import namespace_of
 from .recurrence import Masks, stack_backward, stack_forward, state_sizes, suffixes
 from .typing import Array, Marks, Params, State
@@ -75,7 +76,14 @@ def _check_state(self: Any, state: State, batch_size: int) -> None:
 
 
 def _draw(self: Any, rng: np.random.Generator) -> dict[str, np.ndarray[Any, Any]]:
-    return uniform(rng, self.parameter_shapes(), inverse_sqrt(self.hidden_size))
+    return draw(
+        rng,
+        scheme(self.initializer),
+        self.parameter_shapes(),
+        self.hidden_size,
+        constants=getattr(self.cell, "constants", None),
+        forget_gate=getattr(self.cell, "forget_gate", None),
+    )
 
 
 def _dropout_masks(self: Any, rng: np.random.Generator, shape: tuple[int, ...]) -> Any:
@@ -108,6 +116,7 @@ def _check_configuration(self: Any) -> None:
     clip = getattr(self, "clip", None)
     if clip is not None and not clip > 0:
         raise InputError(f"clip must be positive, or None, got {clip!r}")
+    scheme(self.initializer)
     if self.reverse and self.bidirectional:
         raise InputError("reverse=True runs one direction, from the end: it can't be bidirectional as well")
 
@@ -153,6 +162,9 @@ class RNN(Layer):
     recompute_every : int, optional
         Keep the state at every so many steps only, and run the steps between again in the backward pass: the same
         gradients in O(T / n + n) memory, for one more forward pass.
+    initializer : str
+        How `init` draws the parameters: "torch", "keras", "irnn" (identity and relu, Le et al. 2015), or one of them
+        with changes, such as "torch(recurrent=orthogonal, forget_bias=1)"; see `portable_rnn.initializers.scheme`.
     clip : float, optional
         Bound on the pre-activations, as in ONNX.
 
@@ -182,6 +194,7 @@ class RNN(Layer):
     recurrent_dropout: float = 0.0
     zoneout: float = 0.0
     recompute_every: int | None = None
+    initializer: str = "torch"
     clip: float | None = None
 
     def __post_init__(self) -> None:
@@ -214,7 +227,7 @@ class LSTM(Layer):
     Parameters
     ----------
     input_size, hidden_size, num_layers, bias, bidirectional, reverse, dropout, recurrent_dropout, zoneout,
-    recompute_every, clip
+    recompute_every, initializer, clip
         As in `RNN`.
     proj_size : int
         Rows of a projection ``weight_hr_l0`` (proj_size, H) of h; 0 for none. y and h then have `proj_size` features.
@@ -249,6 +262,7 @@ class LSTM(Layer):
     recurrent_dropout: float = 0.0
     zoneout: float = 0.0
     recompute_every: int | None = None
+    initializer: str = "torch"
     proj_size: int = 0
     peepholes: bool = False
     coupled: bool = False
@@ -300,7 +314,7 @@ class GRU(Layer):
     Parameters
     ----------
     input_size, hidden_size, num_layers, bias, bidirectional, reverse, dropout, recurrent_dropout, zoneout,
-    recompute_every, clip
+    recompute_every, initializer, clip
         As in `RNN`.
     reset_after : bool
         True: the reset gate acts on ``Wh @ h + b``, as in torch, cuDNN and Keras 3. False: on h, as published.
@@ -333,6 +347,7 @@ class GRU(Layer):
     recurrent_dropout: float = 0.0
     zoneout: float = 0.0
     recompute_every: int | None = None
+    initializer: str = "torch"
     reset_after: bool = True
     activation: str = "tanh"
     recurrent_activation: str = "sigmoid"
@@ -369,7 +384,7 @@ class Recurrent(Layer):
     cell : Cell
         A hashable object with the methods of `portable_rnn.cells.Cell`.
     input_size, hidden_size, num_layers, bias, bidirectional, reverse, dropout, recurrent_dropout, zoneout,
-    recompute_every
+    recompute_every, initializer
         As in `RNN`.
 
     Examples
@@ -392,6 +407,7 @@ class Recurrent(Layer):
     recurrent_dropout: float = 0.0
     zoneout: float = 0.0
     recompute_every: int | None = None
+    initializer: str = "torch"
 
     in_width = property(_in_width)
     out_width = _out_width
