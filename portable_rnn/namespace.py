@@ -145,7 +145,8 @@ def backend(
     wanted = "float32" if dtype is None else dtype if isinstance(dtype, str) else dtype_name(xp, dtype)
     if wanted not in DTYPES:
         raise BackendError(f"dtype must be 'float32' or 'float64', got {wanted!r}")
-    return Backend(name, xp, _resolve_device(name, xp, device), _resolve_dtype(name, xp, wanted))
+    own = _resolve_dtype(name, xp, wanted)
+    return Backend(name, xp, _resolve_device(name, xp, device, own), own)
 
 
 def backend_of(*arrays: Array) -> Backend:
@@ -202,6 +203,8 @@ def asarray(x: Any, backend: str | ModuleType | Array | Backend, *, dtype: str |
         host = host.astype(dtype, copy=False)
     elif kind == "f":
         host = host.astype(target.dtype_name, copy=False)
+    else:
+        host = host.astype(host.dtype.newbyteorder("="), copy=False)
     return from_host(host, target)
 
 
@@ -214,8 +217,8 @@ def from_host(host: np.ndarray[Any, Any], target: Backend) -> Array:
 
         # device_put is JAX's explicit transfer: it passes jax.transfer_guard("disallow")
         return jax.device_put(_narrowed(host) if not jax.config.jax_enable_x64 else host, target.device)
-    if target.name == "torch" and not host.flags.writeable:
-        host = host.copy()  # torch has no read-only arrays and warns about aliasing one
+    if target.name == "torch" and (not host.flags.writeable or min(host.strides, default=0) < 0):
+        host = host.copy()  # torch has neither read-only arrays nor negative strides
     return target.xp.asarray(host, device=target.device)
 
 
@@ -275,19 +278,27 @@ def check_same_backend(expected: Backend, arrays: Mapping[str, Array], *, whose:
         if x is None:
             continue
         if not is_array(x):
-            raise BackendError(f"{name} must be an array, got {type(x).__name__}: {_move(name, expected, whose)}")
+            raise BackendError(f"{name} must be an array, got {type(x).__name__}: {_move(name, whose)}")
         xp, device = namespace_of(x), device_of(x)
         # inside a JAX trace neither side has a device
         elsewhere = device != expected.device and device is not None and expected.device is not None
-        other_dtype = x.dtype != expected.dtype and xp.isdtype(x.dtype, "real floating")
-        if xp is not expected.xp or elsewhere or other_dtype:
+        if (
+            xp is not expected.xp  # first: dtypes of two libraries can't be compared
+            or elsewhere
+            or (x.dtype != expected.dtype and xp.isdtype(x.dtype, "real floating"))
+        ):
             received = f"{library_name(xp)} {dtype_name(xp, x.dtype)} on {device}"
-            raise BackendError(f"{name} is {received}, but {whose} {expected}: {_move(name, expected, whose)}")
+            raise BackendError(f"{name} is {received}, but {whose} {expected}: {_move(name, whose)}")
 
 
-def _move(name: str, expected: Backend, whose: str) -> str:
-    target = f"portable_rnn.backend({expected.name!r}, dtype={expected.dtype_name!r})"
-    return f"move it with portable_rnn.asarray({name}, {'model.backend' if 'model' in whose else target})"
+def _move(name: str, whose: str) -> str:
+    # an array as the target brings its library, device and dtype
+    targets = {
+        "the model is": "model.backend",
+        "the parameters are": "next(iter(params.values()))",
+        "the outputs are": "y",
+    }
+    return f"move it with portable_rnn.asarray({name}, {targets.get(whose, whose.removesuffix(' is'))})"
 
 
 def namespace_of(x: Array) -> Any:
@@ -384,8 +395,8 @@ def _namespace_of_module(module: ModuleType) -> Any:
     return module
 
 
-def _resolve_device(name: str, xp: Any, device: Any) -> Any:
-    """The library's own device object, the one that its arrays answer with."""
+def _resolve_device(name: str, xp: Any, device: Any, dtype: Any) -> Any:
+    """The library's own device object, the one that its arrays answer with; not every device has float64."""
     try:
         if name == "jax" and isinstance(device, str):
             import jax
@@ -396,7 +407,7 @@ def _resolve_device(name: str, xp: Any, device: Any) -> Any:
             return xp.cuda.Device(int(str(device).rpartition(":")[2]) if isinstance(device, str) else device)
         elif name == "array_api_strict" and isinstance(device, str):
             device = xp.Device(device)
-        return device_of(xp.empty(1, dtype=xp.float32, device=device))
+        return device_of(xp.empty(1, dtype=dtype, device=device))
     except Exception as error:
         what = f"device {device!r}" if device is not None else "a default device"
         raise BackendError(
