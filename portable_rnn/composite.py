@@ -346,6 +346,9 @@ class Masked(Layer):
         if x.ndim == 2 and not self.takes_integers:
             raise InputError(f"Masked expects x of shape (batch, time, features), got shape {tuple(x.shape)}")
 
+    def check_values(self, x: np.ndarray[Any, Any], lengths: np.ndarray[Any, Any] | None) -> None:
+        self.layer.check_values(np.where(x == self.value, 0, x), lengths)  # masked steps are not looked at
+
     def check_state(self, state: State, batch_size: int) -> None:
         self.layer.check_state(state, batch_size)
 

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from .errors import BackendError, InputError
+from .errors import InputError
 from .namespace import (
     Backend,
     backend_of,
@@ -22,6 +22,7 @@ from .namespace import (
     is_traced,
     leaves,
     map_leaves,
+    namespace_of,
     to_numpy,
 )
 from .namespace import backend as as_backend
@@ -77,6 +78,9 @@ class Layer(abc.ABC):
     @abc.abstractmethod
     def check_input(self, x: Array, xp: Any) -> None:
         """Raise InputError where `x` has the wrong rank, feature count or kind of dtype."""
+
+    def check_values(self, x: np.ndarray[Any, Any], lengths: np.ndarray[Any, Any] | None) -> None:  # noqa: B027
+        """Raise InputError where integers before the rows' ends are out of range; called where `takes_integers`."""
 
     def draw(self, rng: np.random.Generator) -> dict[str, np.ndarray[Any, Any]]:
         """Initial parameters as float64 NumPy arrays; layers without parameters draw nothing."""
@@ -219,10 +223,15 @@ class Layer(abc.ABC):
         check_same_backend(common, named)
         self.check_input(x, common.xp)
         self.check_state(state, x.shape[0])
-        return x, checked_marks(lengths, resets, x)
+        marks = checked_marks(lengths, resets, x)
+        if self.takes_integers and not is_traced(x) and not is_traced(marks.lengths):
+            self.check_values(to_numpy(x), None if marks.lengths is None else to_numpy(marks.lengths))
+        return x, marks
 
     def check_params(self, params: Params) -> None:
         """Raise InputError where names or shapes of `params` are not `parameter_shapes`."""
+        if not isinstance(params, dict):
+            raise InputError(f"params must be a dict of arrays, as layer.init() returns, got {type(params).__name__}")
         shapes = self.parameter_shapes()
         if params.keys() != shapes.keys():
             missing = ", ".join(sorted(shapes.keys() - params.keys())) or "none"
@@ -232,6 +241,8 @@ class Layer(abc.ABC):
                 "layer.init() or model.params has them all"
             )
         for name, shape in shapes.items():
+            if not is_array(params[name]):
+                raise InputError(f"parameter {name!r} must be an array, got {type(params[name]).__name__}")
             if tuple(params[name].shape) != shape:
                 raise InputError(f"parameter {name!r} must have shape {shape}, got {tuple(params[name].shape)}")
 
@@ -310,7 +321,7 @@ def checked_marks(lengths: Lengths, resets: Any, x: Array) -> Marks:
     """Lengths and resets as arrays beside `x`."""
     if lengths is None and resets is None:
         return Marks()
-    if x.ndim < 2:
+    if x.ndim < 2 or (x.ndim == 2 and namespace_of(x).isdtype(x.dtype, "real floating")):
         raise InputError(f"lengths and resets need a time axis, but x has shape {tuple(x.shape)}")
     batch_size, steps = x.shape[:2]
     if lengths is not None:
@@ -325,6 +336,7 @@ def checked_resets(resets: Any, batch_size: int, steps: int, x: Array) -> Array:
     like = backend_of(x)
     if not is_array(resets) or (isinstance(resets, np.ndarray) and like.name != "numpy"):
         resets = like.xp.asarray(to_numpy(resets)) if is_traced(x) else from_host(to_numpy(resets), like)
+    check_same_backend(like, {"resets": resets}, whose="x is")
     if tuple(resets.shape) != (batch_size, steps) or not like.xp.isdtype(resets.dtype, "bool"):
         raise InputError(
             f"resets must be booleans of shape {(batch_size, steps)}, one for each row and step of x, "
@@ -353,11 +365,7 @@ def checked_lengths(lengths: Any, batch_size: int, steps: int, x: Array) -> Arra
         raise InputError(f"lengths must lie between 0 and {steps} (the time steps of x), got {int(bad[0])}")
     like = backend_of(x)
     if is_array(lengths) and not isinstance(lengths, np.ndarray):
-        if not like.xp.__name__ == backend_of(lengths).xp.__name__:
-            raise BackendError(
-                f"lengths are an array of {backend_of(lengths).name}, but x is one of {like.name}: "
-                "pass a list of integers"
-            )
+        check_same_backend(like, {"lengths": lengths}, whose="x is")
         return lengths
     if is_traced(x):
         return like.xp.asarray(host.astype(np.int32))

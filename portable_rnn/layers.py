@@ -125,6 +125,12 @@ class Embedding(Layer):
         if not xp.isdtype(x.dtype, "integral"):
             raise InputError(f"Embedding expects integers, got {dtype_name(xp, x.dtype)}")
 
+    def check_values(self, x: np.ndarray[Any, Any], lengths: np.ndarray[Any, Any] | None) -> None:
+        seen = x if lengths is None else x[np.arange(x.shape[1]) < lengths[:, None]]
+        bad = seen[(seen < 0) | (seen >= self.num_embeddings)]
+        if bad.size:
+            raise InputError(f"Embedding expects integers from 0 to {self.num_embeddings - 1}, got {int(bad[0])}")
+
     def forward(self, params: Params, x: Array, state: State, marks: Marks, masks: Any) -> tuple[Array, State, Any]:
         weight = params["weight"]
         xp = namespace_of(weight)
@@ -350,6 +356,11 @@ class Sequential(Layer):
                 raise InputError(
                     f"layer {k} ({type(layer).__name__}) needs a time axis, which an earlier layer has removed"
                 )
+            if k and layer.takes_integers:
+                raise InputError(
+                    f"layer {k} ({type(layer).__name__}) takes integers, "
+                    f"but layer {k - 1} ({type(layers[k - 1]).__name__}) gives floats"
+                )
             features, has_time = layer.out_width(features), has_time and layer.keeps_time
 
     @property
@@ -398,6 +409,9 @@ class Sequential(Layer):
         self.layers[0].check_input(x, xp)
         if x.ndim == 2 and self.needs_time and not self.takes_integers:
             raise InputError(f"{self} expects x of shape (batch, time, features), got shape {tuple(x.shape)}")
+
+    def check_values(self, x: np.ndarray[Any, Any], lengths: np.ndarray[Any, Any] | None) -> None:
+        self.layers[0].check_values(x, lengths)
 
     def check_state(self, state: State, batch_size: int) -> None:
         if state is None:
