@@ -109,12 +109,12 @@ def _check_configuration(self: Any) -> None:
     for name in ("dropout", "recurrent_dropout", "zoneout"):
         check_probability(name, getattr(self, name))
     for name in ("nonlinearity", "activation", "recurrent_activation", "output_activation"):
-        if getattr(self, name, None) is not None:
+        if hasattr(self, name) and (name, getattr(self, name)) != ("output_activation", None):
             activation(getattr(self, name))
     if self.recompute_every is not None:
         check_positive_integer("recompute_every", self.recompute_every)
     clip = getattr(self, "clip", None)
-    if clip is not None and not clip > 0:
+    if clip is not None and not (isinstance(clip, (int, float)) and clip > 0):
         raise InputError(f"clip must be positive, or None, got {clip!r}")
     scheme(self.initializer)
     if self.reverse and self.bidirectional:
