@@ -64,9 +64,7 @@ def make_case(
 ) -> Case:
     """Random values for a layer; `shape` is that of x."""
     rng = np.random.default_rng(seed)
-    params = {
-        name: 0.7 * rng.standard_normal(size) for name, size in layer.parameter_shapes().items()
-    }
+    params = {name: 0.7 * rng.standard_normal(size) for name, size in layer.parameter_shapes().items()}
     first = layer
     while isinstance(first, prnn.Sequential):
         first = first.layers[0]
@@ -245,9 +243,7 @@ def _other_cases(draw: st.DrawFn, name: str) -> Case:
     build, rank = OTHERS[name]
     batch, steps, features, hidden = (draw(st.integers(1, n)) for n in (4, 5, 3, 4))
     seed = draw(st.integers(0, 2**16))
-    return _other_case(
-        build, rank, batch, steps, features, hidden, draw(lengths(batch, steps)), seed=seed
-    )
+    return _other_case(build, rank, batch, steps, features, hidden, draw(lengths(batch, steps)), seed=seed)
 
 
 def _other_case(

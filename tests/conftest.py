@@ -128,9 +128,7 @@ class BackendUnderTest:
         arrays = {name: self.array(v) for name, v in inputs.items() if name != "lengths"}
         lengths = inputs.get("lengths")
         if self.entry.jitted and lengths is not None:
-            lengths = self.array(
-                np.asarray(lengths)
-            )  # traced; elsewhere a list, as most users have it
+            lengths = self.array(np.asarray(lengths))  # traced; elsewhere a list, as most users have it
         return {**arrays, "lengths": lengths}
 
 
@@ -193,9 +191,7 @@ def _strict_without_dynamic_shapes() -> None:
     if importlib.util.find_spec("array_api_strict") is not None:
         import array_api_strict
 
-        array_api_strict.set_array_api_strict_flags(
-            boolean_indexing=False, data_dependent_shapes=False
-        )
+        array_api_strict.set_array_api_strict_flags(boolean_indexing=False, data_dependent_shapes=False)
 
 
 @pytest.fixture(autouse=True)

@@ -75,9 +75,7 @@ class Reference:
             return (self.layer.proj_size or hidden, hidden)
         return (hidden,)
 
-    def _row(
-        self, x: np.ndarray, states: Any, resets: list[int], masks: Any
-    ) -> tuple[np.ndarray, list[np.ndarray]]:
+    def _row(self, x: np.ndarray, states: Any, resets: list[int], masks: Any) -> tuple[np.ndarray, list[np.ndarray]]:
         """One sequence (T, I) through all layers and directions."""
         between, recurrent, zoneout = masks
         layer = self.layer
@@ -102,9 +100,7 @@ class Reference:
                     if zoneout is not None:
                         kept = [mask[t] for mask in zoneout[k]]
                     new = self._step(p, x[t], state, drop)
-                    state = tuple(
-                        q * old + (1 - q) * n for q, old, n in zip(kept, state, new, strict=True)
-                    )
+                    state = tuple(q * old + (1 - q) * n for q, old, n in zip(kept, state, new, strict=True))
                     ys[t, d * out : (d + 1) * out] = state[0]
                 for final, part in zip(finals, state, strict=True):
                     final.append(part)
@@ -154,9 +150,7 @@ class Reference:
         W, U = p["weight_ih"], p["weight_hh"]
         seen = h * drop
         r = self._activate(s, W[:n] @ x + b_ih[:n] + U[:n] @ seen + b_hh[:n])
-        u = self._activate(
-            s, W[n : 2 * n] @ x + b_ih[n : 2 * n] + U[n : 2 * n] @ seen + b_hh[n : 2 * n]
-        )
+        u = self._activate(s, W[n : 2 * n] @ x + b_ih[n : 2 * n] + U[n : 2 * n] @ seen + b_hh[n : 2 * n])
         a_n = W[2 * n :] @ x + b_ih[2 * n :]
         if self.layer.reset_after:
             a_n = a_n + r * (U[2 * n :] @ seen + b_hh[2 * n :])

@@ -42,18 +42,14 @@ def assert_identical(got: Any, expected: Any) -> None:
 def test_recurrent_layers_match_the_textbook(backend: Any) -> None:
     @backend.for_all(st.sampled_from(sorted(RECURRENT)).flatmap(random_cases))
     def check(case: Case) -> None:
-        expected = Reference(case.layer, case.params).run(
-            case.x, case.state, case.lengths, case.resets, case.masks
-        )
+        expected = Reference(case.layer, case.params).run(case.x, case.state, case.lengths, case.resets, case.masks)
         assert relative_error(backend.apply(case.layer, **case.inputs), expected) < 1e-12
 
 
 @pytest.mark.parametrize("name", RECURRENT)
 def test_every_kind_of_layer_matches_the_textbook(name: str) -> None:
     case = hard_case(name)
-    expected = Reference(case.layer, case.params).run(
-        case.x, case.state, case.lengths, case.resets, case.masks
-    )
+    expected = Reference(case.layer, case.params).run(case.x, case.state, case.lengths, case.resets, case.masks)
     assert relative_error(case.layer.apply(**case.inputs), expected) < 1e-12
 
 
@@ -75,9 +71,7 @@ def test_other_layers_match_their_formulas(backend: Any) -> None:
         np.testing.assert_allclose(whole, alike, rtol=1e-15)
     weight, bias = np.arange(6.0).reshape(3, 2), np.ones(3)
     y, _ = backend.apply(prnn.Linear(2, 3), params={"weight": weight, "bias": bias}, x=x)
-    np.testing.assert_allclose(
-        y, np.einsum("oi,bti->bto", weight, x) + bias, rtol=1e-14, atol=1e-15
-    )
+    np.testing.assert_allclose(y, np.einsum("oi,bti->bto", weight, x) + bias, rtol=1e-14, atol=1e-15)
     tokens = np.array([[4, 0, 2], [1, 1, 3]])
     table = np.arange(10.0).reshape(5, 2)
     y, _ = backend.apply(prnn.Embedding(5, 2), params={"weight": table}, x=tokens)
@@ -234,9 +228,7 @@ def test_chunks_with_the_state_carried_over_equal_the_whole(backend: Any, name: 
     y, final, *_ = run(backend, case)
     chunks, state = [], case.state
     for start in (0, 2):
-        part, state = backend.apply(
-            case.layer, params=case.params, x=case.x[:, start : start + 2], state=state
-        )
+        part, state = backend.apply(case.layer, params=case.params, x=case.x[:, start : start + 2], state=state)
         chunks.append(part)
     assert relative_error((np.concatenate(chunks, axis=1), state), (y, final)) < 1e-13
 
@@ -287,9 +279,7 @@ class LeakyCell:
         da = self.rate * dh * (1 - residual["n"] ** 2)
         return ((1 - self.rate) * dh + w["Wh"].T @ da,), da, {}
 
-    def parameter_gradients(
-        self, xp: Any, dz: Any, h_before: Any, residuals: Any, emitted: Any
-    ) -> Any:
+    def parameter_gradients(self, xp: Any, dz: Any, h_before: Any, residuals: Any, emitted: Any) -> Any:
         return {"weight_hh": prnn.cells.summed_outer(xp, dz, h_before)}
 
 
@@ -348,19 +338,14 @@ def test_initial_weights_have_torchs_bounds() -> None:
 
 def test_the_first_weights_of_seed_zero_are_these() -> None:
     # a seed must mean the same run next year
-    weight = prnn.Linear(2, 2).init(seed=0, backend=prnn.backend("numpy", dtype="float64"))[
-        "weight"
-    ]
+    weight = prnn.Linear(2, 2).init(seed=0, backend=prnn.backend("numpy", dtype="float64"))["weight"]
     rng, bound = np.random.Generator(np.random.Philox(0)), 1 / np.sqrt(2)
     np.testing.assert_array_equal(weight, rng.uniform(-bound, bound, (2, 2)))
 
 
 def test_dropout_masks_follow_the_seed_and_the_probability() -> None:
     layer = prnn.LSTM(2, 30, 2, dropout=0.25, recurrent_dropout=0.5, zoneout=0.1)
-    drawn = [
-        layer.dropout_masks(np.random.Generator(np.random.Philox(s)), (20, 40, 2))
-        for s in (1, 1, 2)
-    ]
+    drawn = [layer.dropout_masks(np.random.Generator(np.random.Philox(s)), (20, 40, 2)) for s in (1, 1, 2)]
     assert_identical(drawn[0], drawn[1])
     between, recurrent, zoneout = drawn[0]
     assert not np.array_equal(between[0], drawn[2].between[0])
@@ -372,9 +357,7 @@ def test_dropout_masks_follow_the_seed_and_the_probability() -> None:
         for mask in masks:
             np.testing.assert_allclose(np.unique(mask), values, rtol=1e-6)
             assert np.mean(mask == 0) == pytest.approx(share, abs=0.05)
-    assert (
-        prnn.LSTM(2, 3, 1, dropout=0.0).dropout_masks(np.random.default_rng(0), (2, 3, 2)) is None
-    )
+    assert prnn.LSTM(2, 3, 1, dropout=0.0).dropout_masks(np.random.default_rng(0), (2, 3, 2)) is None
 
 
 def test_inputs_are_left_as_they_were(backend: Any) -> None:

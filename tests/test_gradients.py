@@ -35,9 +35,7 @@ def kink_margin(case: Case) -> float:
         steps = case.x.shape[1]
         ends = case.lengths or [steps] * len(case.x)
         tops = [np.sort(row[:end], axis=0)[-2:] for row, end in zip(case.x, ends, strict=True)]
-        return min(
-            (float(np.min(top[1] - top[0])) for top in tops if len(top) == 2), default=np.inf
-        )
+        return min((float(np.min(top[1] - top[0])) for top in tops if len(top) == 2), default=np.inf)
     if isinstance(case.layer, (prnn.RNN, prnn.LSTM, prnn.GRU)):
         reference = Reference(case.layer, case.params)
         reference.run(case.x, case.state, case.lengths, case.resets, case.masks)
@@ -69,15 +67,10 @@ def check_against_finite_differences(backend: Any, case: Case) -> None:
         if not flat(gradient):
             continue
         along = mapped(direction, gradient)
-        ends = [
-            loss({name: mapped(lambda v, d, s=s: v + s * d, case.inputs[name], along)})
-            for s in (step, -step)
-        ]
+        ends = [loss({name: mapped(lambda v, d, s=s: v + s * d, case.inputs[name], along)}) for s in (step, -step)]
         measured = (ends[0] - ends[1]) / (2 * step)
         derived = inner(gradient, along)
-        scale = max(
-            abs(measured), abs(derived), np.linalg.norm([np.linalg.norm(g) for g in flat(gradient)])
-        )
+        scale = max(abs(measured), abs(derived), np.linalg.norm([np.linalg.norm(g) for g in flat(gradient)]))
         assert abs(measured - derived) <= 1e-6 * scale, (name, measured, derived)
 
 
@@ -107,9 +100,7 @@ def test_values_and_gradients_are_equal_across_libraries(backend: Any, name: str
     case = hard_case(name)
     y, final, pullback = case.layer.vjp(**case.inputs)
     expected = (y, final, *pullback(**case.cotangents))
-    assert (
-        relative_error(backend.vjp(case.layer, **case.inputs, **case.cotangents), expected) < 1e-12
-    )
+    assert relative_error(backend.vjp(case.layer, **case.inputs, **case.cotangents), expected) < 1e-12
 
 
 @pytest.mark.parametrize("name", FEW)
@@ -195,9 +186,7 @@ def test_gradients_match_jax_grad(name: str) -> None:
     others = place(jax.numpy.asarray, (case.resets, case.masks, case.dy, case.dstate))
     inputs = place(jax.numpy.asarray, (case.params, case.x, case.state))
     wanted = [k for k in range(3) if k != 1 or case.x.dtype.kind == "f"]
-    gradient = jax.jit(
-        jax.grad(lambda *leaves: loss_of(case, jax.numpy, *leaves, others), argnums=wanted)
-    )
+    gradient = jax.jit(jax.grad(lambda *leaves: loss_of(case, jax.numpy, *leaves, others), argnums=wanted))
     found = pulled_back(case)
     assert relative_error([found[k] for k in wanted], list(gradient(*inputs))) < 1e-10
 
@@ -274,8 +263,7 @@ def test_a_missing_cotangent_is_zero(backend: Any) -> None:
         ((None, (case.dstate[0], None)), (zero_y, (case.dstate[0], zero_state[1]))),
     ):
         got, expected = (
-            backend.vjp(case.layer, **case.inputs, dy=dy, dstate=dstate)
-            for dy, dstate in (given_ones, full)
+            backend.vjp(case.layer, **case.inputs, dy=dy, dstate=dstate) for dy, dstate in (given_ones, full)
         )
         assert relative_error(got, expected) < 1e-14
 
@@ -295,9 +283,7 @@ def test_the_pullback_is_linear_and_can_be_called_again(backend: Any) -> None:
 
 def test_jitted_vjp_needs_no_transfer() -> None:
     jax = pytest.importorskip("jax")
-    network = prnn.Sequential(
-        prnn.LSTM(2, 3, bidirectional=True), prnn.GRU(6, 3), prnn.Last(), prnn.Linear(3, 2)
-    )
+    network = prnn.Sequential(prnn.LSTM(2, 3, bidirectional=True), prnn.GRU(6, 3), prnn.Last(), prnn.Linear(3, 2))
     target = prnn.backend("jax", dtype="float64")
     params = network.init(seed=0, backend=target)
     x, dy = (prnn.asarray(np.ones(s), target) for s in ((4, 3, 2), (4, 2)))
