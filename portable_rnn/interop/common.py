@@ -1,0 +1,139 @@
+"""What every conversion shares: named pieces, the model made of them, and its passport."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from ..composite import Ends
+from ..errors import InputError, MissingDependencyError
+from ..layer import Layer
+from ..layers import Last, Max, Mean, Sequential
+from ..model import Model
+from ..namespace import Backend, asarray
+from ..typing import Array
+
+__all__ = ["POOLINGS", "Piece", "Source", "assemble", "first_line", "model_of", "name_of_type", "require"]
+
+POOLINGS: dict[str, Callable[[], Layer]] = {"last": Last, "ends": Ends, "mean": Mean, "max": Max}
+HostParams = dict[str, np.ndarray[Any, Any]]
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A layer that came from somewhere.
+
+    Attributes
+    ----------
+    name : str
+        What its source is called there.
+    layer : Layer
+    params : dict of str to NumPy array
+        Named as the layer names them.
+    run : callable, optional
+        The source itself, from a NumPy array to one, or to (y, state).
+    """
+
+    name: str
+    layer: Layer
+    params: HostParams
+    run: Callable[..., Any] | None = None
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a model came from, for its passport.
+
+    Attributes
+    ----------
+    framework, version, kind : str
+        Such as "torch", "2.6.0" and "LSTM".
+    notes : tuple of str
+        What differs: the layout of the input, what training does not carry over.
+    """
+
+    framework: str
+    version: str
+    kind: str
+    notes: tuple[str, ...] = ()
+
+
+def require(package: str, extra: str, purpose: str) -> ModuleType:
+    """Import an optional package, or say which extra brings it.
+
+    Raises
+    ------
+    MissingDependencyError
+        It is not installed.
+
+    Examples
+    --------
+    >>> require("json", "none", "this example").__name__
+    'json'
+    """
+    try:
+        return importlib.import_module(package)
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] != package.partition(".")[0]:
+            raise
+        raise MissingDependencyError(package.partition(".")[0], extra, purpose) from error
+
+
+def name_of_type(value: Any) -> str:
+    """The class with its library, such as "torch LayerNorm".
+
+    Examples
+    --------
+    >>> name_of_type(1.5)
+    'float'
+    """
+    cls = type(value)
+    library = cls.__module__.partition(".")[0]
+    return cls.__name__ if library in ("builtins", "__main__") else f"{library} {cls.__name__}"
+
+
+def first_line(error: BaseException) -> str:
+    """What another library's exception says, in at most a line."""
+    text = str(error).strip() or type(error).__name__
+    return text.splitlines()[0].rstrip(".")[:200]
+
+
+def assemble(pieces: Sequence[Piece]) -> tuple[Layer, HostParams]:
+    """One network and its parameters: the layer itself where there is one only, else a `Sequential`."""
+    if not pieces:
+        raise InputError("there is nothing to convert: the source has no layers")
+    if len(pieces) == 1:
+        return pieces[0].layer, dict(pieces[0].params)
+    params = {f"{k}.{name}": value for k, piece in enumerate(pieces) for name, value in piece.params.items()}
+    return Sequential(*(piece.layer for piece in pieces)), params
+
+
+def model_of(
+    pieces: Sequence[Piece],
+    source: Source,
+    check: str,
+    backend: str | ModuleType | Array | Backend,
+    dtype: Any,
+) -> Model:
+    """The model of a checked conversion; its dtype is the parameters' where `dtype` is None."""
+    network, params = assemble(pieces)
+    network.check_params(params)
+    if dtype is None and not isinstance(backend, Backend):
+        kinds = {value.dtype.name for value in params.values()}
+        dtype = "float64" if "float64" in kinds else "float32"
+    model = Model(network, backend, dtype)
+    model.params = {name: asarray(params[name].copy(), model.backend) for name in network.parameter_shapes()}
+    model.metadata = {
+        "source_framework": source.framework,
+        "source_version": source.version,
+        "source_type": source.kind,
+        "conversion_check": check,
+    }
+    if source.notes:
+        model.metadata["conversion_notes"] = "; ".join(source.notes)
+    return model
