@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 from .errors import InputError
+from .execution import fuse
 from .namespace import device_of
 from .typing import Array
 
@@ -197,18 +198,26 @@ class GateBlock:
         if columns is None:
             return xp.concat([activation(n).forward(xp, rows) for n, rows in self._rows(a)], axis=0)
         scale, shift, _ = columns
-        return scale * xp.tanh(scale * a) + shift
+        return fuse(xp, _scaled_tanh_gate)(a, scale, shift)
 
     def derivative(self, xp: Any, y: Array, columns: tuple[Array, ...] | None) -> Array:
         """The derivative at outputs `y` (k * H, B)."""
         if columns is None:
             return xp.concat([activation(n).derivative(xp, rows) for n, rows in self._rows(y)], axis=0)
         _, shift, scale_squared = columns
-        centred = y - shift
-        return scale_squared - centred * centred
+        return fuse(xp, _scaled_tanh_slope)(y, shift, scale_squared)
 
     def _rows(self, a: Array) -> list[tuple[str, Array]]:
         return list(zip(self.names, split_rows(a, len(self.names)), strict=True))
+
+
+def _scaled_tanh_gate(xp: Any, a: Array, scale: Array, shift: Array) -> Array:
+    return scale * xp.tanh(scale * a) + shift
+
+
+def _scaled_tanh_slope(xp: Any, y: Array, shift: Array, scale_squared: Array) -> Array:
+    centred = y - shift
+    return scale_squared - centred * centred
 
 
 def split_rows(a: Array, blocks: int) -> list[Array]:

@@ -36,7 +36,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from .activations import GateBlock, activation, split_rows
-from .execution import stacked
+from .execution import fuse, stacked
 from .typing import Array, Params
 
 __all__ = ["Cell", "ElmanCell", "GRUCell", "LSTMCell", "column", "dropped", "summed_outer", "weight_shapes"]
@@ -193,14 +193,14 @@ class LSTMCell:
             gates = self._block.forward(xp, a, w["columns"])
             *early, o = split_rows(gates, self.gates)
             i, f, g = self._ifg(early)
-            c_new = f * c + i * g
+            c_new = fuse(xp, _lstm_state)(i, f, g, c)
         else:
             rows = a.shape[0] - c.shape[0]
             a_early = a[:rows, ...] + w["p_early"] * xp.concat([c] * (self.gates - 1), axis=0)
             a_early, inside = _clipped(xp, a_early, self.clip)
             early = self._early.forward(xp, a_early, w["columns"])
             i, f, g = self._ifg(split_rows(early, self.gates - 1))
-            c_new = f * c + i * g
+            c_new = fuse(xp, _lstm_state)(i, f, g, c)
             a_o, inside_o = _clipped(xp, a[rows:, ...] + w["p_o"] * c_new, self.clip)
             o = GateBlock((self.recurrent_activation,)).forward(xp, a_o, w["columns_o"])
             gates = xp.concat([early, o], axis=0)
@@ -224,24 +224,24 @@ class LSTMCell:
         if self.proj_size:
             emitted = {"dh": dh}
             dh = w["Whr"].T @ dh  # h = Whr @ (o * squashed)
-        do = dh * squashed  # h = o * squashed
-        da_c = dh * o * self._squash.derivative(xp, squashed)  # squashed = t(c')
-        dc = dc + _inside(xp, da_c, residual.get("inside_c"))
+        slope = _inside(xp, self._squash.derivative(xp, squashed), residual.get("inside_c"))
+        do, dc = fuse(xp, _lstm_output_cotangents)(dh, dc, o, squashed, slope)
         if not self.peepholes:
-            dgates = xp.concat([*self._dearly(dc, c, i, g), do], axis=0)
+            di, df, dg, dc = fuse(xp, _lstm_state_cotangents)(dc, i, f, g, c)
+            dgates = xp.concat([di - df, dg, do] if self.coupled else [di, df, dg, do], axis=0)
             da = dgates * self._block.derivative(xp, gates, w["columns"])
             da = _inside(xp, da, residual.get("inside"))
-            dc = dc * f
         else:
             rows = gates.shape[0] - c.shape[0]
             da_o = do * GateBlock((self.recurrent_activation,)).derivative(xp, o, w["columns_o"])
             da_o = _inside(xp, da_o, residual.get("inside_o"))
             dc = dc + w["p_o"] * da_o  # a_o = ... + p_o * c'
-            dearly = xp.concat(self._dearly(dc, c, i, g), axis=0)
+            di, df, dg, dc = fuse(xp, _lstm_state_cotangents)(dc, i, f, g, c)
+            dearly = xp.concat([di - df, dg] if self.coupled else [di, df, dg], axis=0)
             dearly = dearly * self._early.derivative(xp, gates[:rows, ...], w["columns"])
             dearly = _inside(xp, dearly, residual.get("inside"))
             seen = split_rows(w["p_early"] * dearly, self.gates - 1)  # a_i = ... + p_i * c
-            dc = sum(seen[1:], start=dc * f + seen[0])
+            dc = sum(seen, start=dc)
             da = xp.concat([dearly, da_o], axis=0)
         dh = dropped(w["Wh"].T @ da, drop)  # a = z + Wh @ h
         return (dh, dc), da, emitted
@@ -277,10 +277,6 @@ class LSTMCell:
             return i, 1 - i, g
         i, f, g = early
         return i, f, g
-
-    def _dearly(self, dc: Array, c: Array, i: Array, g: Array) -> list[Array]:
-        """Cotangents of the gates before c', from that of ``c' = f * c + i * g``."""
-        return [dc * (g - c), dc * i] if self.coupled else [dc * g, dc * c, dc * i]
 
 
 @dataclass(frozen=True)
@@ -338,7 +334,7 @@ class GRUCell:
         a_n, inside_n = _clipped(xp, z[rows:, ...] + reset, self.clip)
         n = activation(self.activation).forward(xp, a_n)
         residual = {"ru": ru, "n": n, "ah_n": ah_n, "h": h}
-        return (n + u * (h - n),), residual | _named("inside", inside) | _named("inside_n", inside_n)
+        return (fuse(xp, _gru_state)(n, u, h),), residual | _named("inside", inside) | _named("inside_n", inside_n)
 
     def step_backward(
         self, xp: Any, w: Params, residual: Residual, dstate: Arrays, drop: Array | None
@@ -346,7 +342,7 @@ class GRUCell:
         ru, n, ah_n, h = (residual[name] for name in ("ru", "n", "ah_n", "h"))
         r, u = split_rows(ru, 2)
         (dh,) = dstate
-        du, dn = dh * (h - n), dh * (1 - u)  # h' = n + u * (h - n)
+        du, dn, dh = fuse(xp, _gru_state_cotangents)(dh, n, u, h)
         da_n = dn * activation(self.activation).derivative(xp, n)  # n = t(a_n)
         da_n = _inside(xp, da_n, residual.get("inside_n"))
         dreset = da_n if self.reset_after else w["Wh_n"].T @ da_n  # cotangent of r * ah_n
@@ -355,9 +351,9 @@ class GRUCell:
         dz = xp.concat([da_ru, da_n], axis=0)
         if self.reset_after:
             dah = xp.concat([da_ru, dreset * r], axis=0)  # a_n = z_n + r * ah_n
-            return (dh * u + dropped(w["Wh"].T @ dah, drop),), dz, {"dah": dah}
+            return (dh + dropped(w["Wh"].T @ dah, drop),), dz, {"dah": dah}
         dseen = w["Wh_ru"].T @ da_ru + dreset * r  # a_n = z_n + Wh_n @ (r * seen)
-        return (dh * u + dropped(dseen, drop),), dz, {}
+        return (dh + dropped(dseen, drop),), dz, {}
 
     def parameter_gradients(self, xp: Any, dz: Array, h_before: Array, residuals: Any, emitted: Any) -> Params:
         db = xp.sum(dz, axis=(0, 2))
@@ -375,6 +371,32 @@ class GRUCell:
         ru = column(xp, residuals, "ru")
         hidden = ru.shape[1] // 2
         return {"r": ru[:, :hidden, :], "z": ru[:, hidden:, :]}
+
+
+# ---------------------------------------------------------------------- pointwise functions, forward and backward
+
+
+def _lstm_state(xp: Any, i: Array, f: Array, g: Array, c: Array) -> Array:
+    return f * c + i * g
+
+
+def _lstm_state_cotangents(xp: Any, dc: Array, i: Array, f: Array, g: Array, c: Array) -> Arrays:
+    """Of i, f, g and c in ``c' = f * c + i * g``."""
+    return dc * g, dc * c, dc * i, dc * f
+
+
+def _lstm_output_cotangents(xp: Any, dh: Array, dc: Array, o: Array, squashed: Array, slope: Array) -> Arrays:
+    """Of o, and of c' with what it has already, in ``h = o * t(c')``; `slope` is the derivative of t."""
+    return dh * squashed, dc + dh * o * slope
+
+
+def _gru_state(xp: Any, n: Array, u: Array, h: Array) -> Array:
+    return n + u * (h - n)
+
+
+def _gru_state_cotangents(xp: Any, dh: Array, n: Array, u: Array, h: Array) -> Arrays:
+    """Of u, n and h in ``h' = n + u * (h - n)``."""
+    return dh * (h - n), dh * (1 - u), dh * u
 
 
 # ---------------------------------------------------------------------- for writing cells

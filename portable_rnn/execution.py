@@ -14,7 +14,7 @@ import array_api_compat
 
 from .typing import Array
 
-__all__ = ["compiles", "jit", "scan", "stacked"]
+__all__ = ["compiles", "fuse", "jit", "scan", "stacked"]
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -41,6 +41,33 @@ def _jax_jit(function: Any, static: tuple[str, ...]) -> Any:
     import jax
 
     return jax.jit(function, static_argnames=static)
+
+
+def fuse(xp: Any, function: Callable[..., Any]) -> Callable[..., Any]:
+    """A pointwise function ``(xp, *arrays)`` with `xp` bound, as one kernel where the library can do that (CuPy).
+
+    The function may use operators, numbers and functions of `xp` that work element by element. JAX fuses by itself
+    inside `jit`.
+
+    Returns
+    -------
+    callable of the arrays
+    """
+    return _fused(xp, function)
+
+
+@functools.lru_cache(maxsize=256)
+def _fused(xp: Any, function: Callable[..., Any]) -> Callable[..., Any]:
+    bound = functools.partial(function, xp)
+    if not array_api_compat.is_cupy_namespace(xp):
+        return bound
+    import cupy
+
+    def kernel(*arrays: Any) -> Any:
+        return bound(*arrays)
+
+    fused: Callable[..., Any] = cupy.fuse(kernel_name=function.__name__.strip("_"))(kernel)
+    return fused
 
 
 def scan(
