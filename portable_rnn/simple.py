@@ -30,7 +30,7 @@ from .typing import Array, Params
 
 __all__ = ["SimpleRNN", "dsigmoid", "dtanh", "sigmoid", "tanh"]
 
-BLOCK = 256  # columns in one product of the weight gradients
+BLOCK = 128  # columns in one product of the weight gradients
 WEIGHTS = ("Wxh", "Whh", "Why", "bh", "by")
 
 
