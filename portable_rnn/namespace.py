@@ -23,7 +23,7 @@ import numpy as np
 from .errors import BackendError, InputError
 from .typing import Array
 
-__all__ = ["Backend", "BackendInfo", "asarray", "backend", "backend_of", "backends", "to_numpy"]
+__all__ = ["Backend", "BackendInfo", "asarray", "backend", "backend_of", "backends", "enable_float64", "to_numpy"]
 
 NAMES = ("numpy", "jax", "cupy", "torch", "dpnp")
 # Where array-api-compat wraps a library, its wrapper is the namespace; the others are standard by themselves.
@@ -165,6 +165,23 @@ def backends() -> list[BackendInfo]:
         NumPy, JAX, CuPy, PyTorch and dpnp, in that order, installed or not.
     """
     return [_inspect_library(name) for name in NAMES]
+
+
+def enable_float64(library: str) -> None:
+    """Let a library compute in float64 where that has to be asked for: JAX, and then for the whole process.
+
+    Nothing in this package calls it but the command line, whose process is its own. It should come before the
+    library's first array.
+
+    Parameters
+    ----------
+    library : str
+        A name as in `backend`; nothing happens where it needs no asking or is not installed.
+    """
+    if library == "jax" and _find_spec(library) is not None:
+        import jax
+
+        jax.config.update("jax_enable_x64", True)
 
 
 def asarray(x: Any, backend: str | ModuleType | Array | Backend, *, dtype: str | None = None) -> Array:
