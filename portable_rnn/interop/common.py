@@ -84,6 +84,15 @@ def require(package: str, extra: str, purpose: str) -> ModuleType:
         raise MissingDependencyError(package.partition(".")[0], extra, purpose) from error
 
 
+def tensor_to_host(torch: ModuleType, tensor: Any) -> np.ndarray[Any, Any]:
+    """A copy of a tensor on the host, float32 where NumPy lacks the dtype."""
+    tensor = tensor.detach().cpu()
+    if tensor.is_floating_point() and tensor.dtype not in (torch.float32, torch.float64):
+        tensor = tensor.float()
+    host: np.ndarray[Any, Any] = tensor.numpy().copy()
+    return host
+
+
 def name_of_type(value: Any) -> str:
     """The class with its library, such as "torch LayerNorm".
 

@@ -19,7 +19,7 @@ from ..layer import Layer
 from ..layers import Embedding, Linear
 from ..model import Model, load
 from ..recurrent import GRU, LSTM, RNN
-from .common import POOLINGS, HostParams, Piece, Source, first_line, model_of, require
+from .common import POOLINGS, HostParams, Piece, Source, first_line, model_of, require, tensor_to_host
 
 __all__ = ["from_state_dict", "read_state_dict"]
 
@@ -71,8 +71,6 @@ def _host(name: str, value: Any) -> np.ndarray[Any, Any]:
     if not isinstance(value, np.ndarray):
         if not hasattr(value, "detach"):
             raise InputError(f"{name!r} of the state dict must be a tensor or an array, got {type(value).__name__}")
-        from .torch import tensor_to_host
-
         value = tensor_to_host(require("torch", "torch", "a state dict of tensors"), value)
     if value.dtype.kind != "f":
         raise InputError(f"{name!r} of the state dict holds {value.dtype}: expected floating parameters")

@@ -18,7 +18,7 @@ from ..model import Model
 from ..namespace import Backend
 from ..recurrent import GRU, LSTM, RNN
 from ..typing import Array
-from .common import POOLINGS, Piece, Source, assemble, first_line, model_of, name_of_type, require
+from .common import POOLINGS, Piece, Source, assemble, first_line, model_of, name_of_type, require, tensor_to_host
 from .selftest import (
     TOLERANCES,
     Host,
@@ -418,12 +418,3 @@ def _host_params(torch: Any, module: Any, name: str, shapes: dict[str, tuple[int
             f"{', '.join(shapes)}: remove weight or spectral normalisation first"
         )
     return {n: tensor_to_host(torch, value) for n, value in own.items()}
-
-
-def tensor_to_host(torch: Any, tensor: Any) -> Host:
-    """A copy of a tensor on the host, float32 where NumPy lacks the dtype."""
-    tensor = tensor.detach().cpu()
-    if tensor.is_floating_point() and tensor.dtype not in (torch.float32, torch.float64):
-        tensor = tensor.float()
-    host: Host = tensor.numpy().copy()
-    return host
