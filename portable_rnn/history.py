@@ -110,8 +110,8 @@ class EarlyStopping:
     def __post_init__(self) -> None:
         if self.monitor not in ("loss", "val_loss"):
             raise InputError(f"monitor must be 'val_loss' or 'loss', got {self.monitor!r}")
-        if self.patience < 1:
-            raise InputError(f"patience must be at least 1, got {self.patience!r}")
+        if isinstance(self.patience, bool) or not isinstance(self.patience, int) or self.patience < 1:
+            raise InputError(f"patience must be an integer of at least 1, got {self.patience!r}")
 
     def start(self, model: Any) -> None:
         """Forget an earlier run."""

@@ -16,12 +16,23 @@ from .errors import InputError, NonFiniteError
 from .execution import compiles, jit
 from .history import Epoch, History, Progress, notify, run_callbacks
 from .layer import Layer, checked_marks, padded, random_generator
-from .layers import check_streams
+from .layers import Embedding, Sequential, check_streams
 from .losses import Loss, loss_function, loss_name
 from .memory import limited
-from .namespace import Backend, asarray, check_same_backend, from_host, is_array, leaves, namespace_of, to_numpy
+from .namespace import (
+    Backend,
+    asarray,
+    check_same_backend,
+    dtype_name,
+    from_host,
+    is_array,
+    leaves,
+    namespace_of,
+    to_numpy,
+)
 from .namespace import backend as as_backend
-from .optimizers import Optimizer, optimizer_of
+from .optimizers import Optimizer, optimizer_of, positive_number
+from .recurrent import check_positive_integer
 from .typing import Array, Lengths, Marks, Params, State
 
 __all__ = ["Model", "load"]
@@ -156,24 +167,25 @@ class Model:
         NonFiniteError
             The loss became NaN or infinite; the model keeps the last good weights.
         """
-        data = self.checked_data(x, y, lengths, resets)
-        validation = None if validation_data is None else self._validation(validation_data)
-        self.loss = loss_function(loss)
-        check_targets(self, data.y, data.lengths)
-        for name, value in (("epochs", epochs), ("batch_size", batch_size)):
-            if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
-                raise InputError(f"{name} must be an integer of at least 1, got {value!r}")
-        if clip_norm is not None and not clip_norm > 0:
-            raise InputError(f"clip_norm must be positive, got {clip_norm!r}")
+        function = loss_function(loss)
+        check_positive_integer("epochs", epochs)
+        check_positive_integer("batch_size", batch_size)
+        clip_norm = None if clip_norm is None else positive_number("clip_norm", clip_norm)
+        check_callbacks(callbacks)
+        if not self.params:
+            raise InputError(f"{self.network} has no parameters to train: expected a layer such as prnn.LSTM in it")
+        data = self.checked_data(x, y, lengths, resets, function)
+        validation = None if validation_data is None else self._validation(validation_data, function)
         check_truncation(self.network, tbptt, stateful, shuffle, data.x.shape[0], batch_size)
         shape = (min(batch_size, data.x.shape[0]), *(data.x.shape[1:2] if tbptt is None else (tbptt,)))
         network = limited(self.network, shape, self.backend.dtype_name, memory_limit)
         history = History()
         pieces = -(-data.x.shape[1] // tbptt) if tbptt else 1
+        data = data if tbptt else self._bucketed(data)
         run = training.TrainingRun(
             network,
             self.backend,
-            self.loss,
+            function,
             optimizer_of(optimizer),
             clip_norm,
             batch_size,
@@ -186,6 +198,7 @@ class Model:
             Progress(progress, epochs, pieces * -(-data.x.shape[0] // batch_size)),
             self.params,
         )
+        self.loss = function
         notify(callbacks, "start", self)
         try:
             for number in range(1, epochs + 1):
@@ -234,9 +247,9 @@ class Model:
         gradients : dict of str to array, as `params`
         """
         function = self.loss if loss is None else loss_function(loss)
-        x, y, marks = self._bucketed(self.checked_data(x, y, lengths, resets))
+        data = self._bucketed(self.checked_data(x, y, lengths, resets, function))
         run = jit(self.backend.xp, training.loss_and_gradients, static=("network", "loss"))
-        return run(self.params, x, y, marks, None, network=self.network, loss=function)
+        return run(self.params, data.x, data.y, data.marks(self.backend), None, network=self.network, loss=function)
 
     # ------------------------------------------------------------------ using
 
@@ -262,12 +275,15 @@ class Model:
         -------
         array (N, ...) of the model's library
         """
-        data = self.checked_data(x, None, lengths, resets)
+        data = self._data(x, lengths, resets)
         outputs = []
-        for rows in _row_slices(data.x.shape[0], batch_size or data.x.shape[0]):
-            chunk, _, marks = self._bucketed(data.rows(rows))
-            y = jit(self.backend.xp, _predict, static=("network",))(self.params, chunk, marks, network=self.network)
-            outputs.append(y[:, : data.x.shape[1], ...] if self.network.keeps_time else y)
+        keeps_steps = self.network.keeps_time and training.has_steps(self.network, data.x)
+        run = jit(self.backend.xp, _predict, static=("network",))
+        first_steps = jit(self.backend.xp, _first_steps, static=("steps",))
+        for rows in _row_slices(data.x.shape[0], batch_size):
+            part = self._bucketed(data.rows(rows, self.backend))
+            y = run(self.params, part.x, part.marks(self.backend), network=self.network)
+            outputs.append(first_steps(y, steps=data.x.shape[1]) if keeps_steps else y)
         return outputs[0] if len(outputs) == 1 else self.backend.xp.concat(outputs, axis=0)
 
     def evaluate(
@@ -282,7 +298,8 @@ class Model:
     ) -> float:
         """The mean loss over data, without dropout; `loss` is the last fit's when left out."""
         function = self.loss if loss is None else loss_function(loss)
-        return self._evaluate(self.checked_data(x, y, lengths, resets), batch_size=batch_size, loss=function)
+        data = self.checked_data(x, y, lengths, resets, function)
+        return self._evaluate(data, batch_size=batch_size, loss=function)
 
     def step(self, x_t: Array, state: State = None) -> tuple[Array, State]:
         """One time step of a stream.
@@ -304,8 +321,15 @@ class Model:
         """
         check_streams(self.network)
         x_t = self._placed("x_t", x_t)
+        if x_t.ndim != (1 if self.network.takes_integers else 2):
+            raise InputError(
+                "x_t must be one time step of shape (batch, features), or (batch,) integers for an Embedding, "
+                f"got shape {tuple(x_t.shape)}"
+            )
         x = x_t[:, None, ...]
         self.network.check_input(x, self.backend.xp)
+        check_finite("x_t", x_t, None)
+        check_tokens("x_t", self.network, x_t, None)
         self.network.check_state(state, x.shape[0])
         named = {f"state[{k}]": leaf for k, leaf in enumerate(leaves(state))}
         check_same_backend(self.backend, named, whose="the model is")
@@ -317,7 +341,7 @@ class Model:
         same = self.backend.dtype_name if dtype is None and not isinstance(backend, Backend) else dtype
         return _model(
             self.network,
-            {name: to_numpy(p) for name, p in self.params.items()},
+            {name: np.array(to_numpy(p)) for name, p in self.params.items()},
             as_backend(backend, device, same),
             self.metadata,
             self.loss,
@@ -340,8 +364,8 @@ class Model:
         check_same_backend(self.backend, {name: value}, whose="the model is")
         return value
 
-    def checked_data(self, x: Any, y: Any, lengths: Lengths = None, resets: Any = None) -> training.Data:
-        """x padded, y, and the lengths on the host, all checked as `fit` checks them."""
+    def _data(self, x: Any, lengths: Lengths, resets: Any) -> training.Data:
+        """x padded, resets, and the lengths on the host, all checked."""
         xp = self.backend.xp
         if isinstance(x, (list, tuple)) and len(x) and all(is_array(row) for row in x):
             check_same_backend(self.backend, {f"x[{k}]": row for k, row in enumerate(x)}, whose="the model is")
@@ -350,44 +374,62 @@ class Model:
             x, lengths = padded(xp, x)
         x = self._placed("x", x)
         self.network.check_input(x, xp)
+        if (lengths is not None or resets is not None) and not training.has_steps(self.network, x):
+            raise InputError(f"lengths and resets need a time axis, but x has shape {tuple(x.shape)}")
         marks = checked_marks(lengths, resets, x)
         host_lengths = None if marks.lengths is None else to_numpy(marks.lengths)
         check_finite("x", x, host_lengths)
-        if y is None:
-            return training.Data(x, None, host_lengths, marks.resets)
-        y = self._placed("y", y)
-        if y.ndim == 0 or y.shape[0] != x.shape[0]:
-            raise InputError(
-                f"y must have one entry for each of the {x.shape[0]} rows of x, got shape {tuple(y.shape)}"
-            )
-        check_finite("y", y, host_lengths if self.network.keeps_time and y.ndim > 1 else None)
-        return training.Data(x, y, host_lengths, marks.resets)
+        check_tokens("x", self.network, x, host_lengths)
+        return training.Data(x, None, host_lengths, marks.resets)
 
-    def _validation(self, data: tuple[Any, ...]) -> training.Data:
+    def checked_data(
+        self, x: Any, y: Any, lengths: Lengths = None, resets: Any = None, loss: Loss | None = None
+    ) -> training.Data:
+        """x padded, y, resets, and the lengths on the host, all checked as `fit` does; the classes for this loss."""
+        data = self._data(x, lengths, resets)
+        if y is None:
+            raise InputError(f"y must be the targets of the {data.x.shape[0]} rows of x, got None")
+        y = self._placed("y", y)
+        if y.ndim == 0 or y.shape[0] != data.x.shape[0]:
+            raise InputError(
+                f"y must have one entry for each of the {data.x.shape[0]} rows of x, got shape {tuple(y.shape)}"
+            )
+        xp = self.backend.xp
+        if not xp.isdtype(y.dtype, ("real floating", "integral", "bool")):
+            raise InputError(f"y must be real numbers, got {dtype_name(xp, y.dtype)}: convert it first")
+        ends = data.lengths if training.has_target_steps(self.network, data.x, y) else None
+        check_finite("y", y, ends)
+        check_classes(self.network, loss, y, ends)
+        return data._replace(y=y)
+
+    def _validation(self, data: tuple[Any, ...], loss: Loss) -> training.Data:
         if not isinstance(data, (tuple, list)) or len(data) not in (2, 3):
             raise InputError("validation_data must be (x, y) or (x, y, lengths)")
-        return self.checked_data(data[0], data[1], data[2] if len(data) == 3 else None)
+        return self.checked_data(data[0], data[1], data[2] if len(data) == 3 else None, None, loss)
 
-    def _bucketed(self, data: training.Data) -> tuple[Array, Any, Marks]:
-        """x, y and marks, padded in time where the library would compile for every new length."""
+    def _bucketed(self, data: training.Data) -> training.Data:
+        """Padded in time where the library would compile for every new length."""
         x, y, lengths, resets = data
-        if x.ndim > 1 and compiles(self.backend.xp) and self.network.needs_time:
-            steps = x.shape[1]
-            extra = self._buckets.steps(steps) - steps
-            if extra:
-                lengths = np.full(x.shape[0], steps) if lengths is None else lengths
-                x, resets = _extended(self.backend, x, extra), _extended(self.backend, resets, extra)
-                y = _extended(self.backend, y, extra) if self.network.keeps_time else y
-        return x, y, training.Data(x, y, lengths, resets).marks(self.backend)
+        if not (compiles(self.backend.xp) and self.network.needs_time):
+            return data
+        steps = x.shape[1]
+        extra = self._buckets.steps(steps) - steps
+        if not extra:
+            return data
+        if y is not None and training.has_target_steps(self.network, x, y):
+            y = _extended(self.backend, y, extra)
+        lengths = np.full(x.shape[0], steps) if lengths is None else lengths
+        return training.Data(_extended(self.backend, x, extra), y, lengths, _extended(self.backend, resets, extra))
 
     def _evaluate(self, data: training.Data, *, batch_size: int, loss: Loss | None = None) -> float:
         function = self.loss if loss is None else loss
         run = jit(self.backend.xp, training.loss_value, static=("network", "loss"))
         total = weight = 0.0
         for rows in _row_slices(data.x.shape[0], batch_size):
-            part = data.rows(rows)
-            x, y, marks = self._bucketed(part)
-            value = run(self.params, x, y, marks, network=self.network, loss=function)
+            part = data.rows(rows, self.backend)
+            batch = self._bucketed(part)
+            marks = batch.marks(self.backend)
+            value = run(self.params, batch.x, batch.y, marks, network=self.network, loss=function)
             steps = part.lengths if self.network.keeps_time else None
             count = float(part.x.shape[0] if steps is None else steps.sum())
             total += float(to_numpy(value)) * count
@@ -452,20 +494,48 @@ def check_finite(name: str, x: Array, lengths: np.ndarray[Any, Any] | None) -> N
         )
 
 
-def check_targets(model: Model, y: Array, lengths: np.ndarray[Any, Any] | None) -> None:
+def check_classes(network: Layer, loss: Loss | None, y: Array, lengths: np.ndarray[Any, Any] | None) -> None:
     """Raise InputError where integer class targets lie outside the network's outputs."""
-    classes = model.network.out_width(None)
-    if model.loss is not loss_function("cross_entropy") or classes is None:
+    classes = network.out_width(None)
+    if loss is not loss_function("cross_entropy") or classes is None:
         return
-    if not model.backend.xp.isdtype(y.dtype, "integral"):
-        return
-    host = to_numpy(y)
-    if lengths is not None and model.network.keeps_time and host.ndim == 2:
-        host = host[np.arange(host.shape[1])[None, :] < lengths[:, None]]
-    bad = host[(host < 0) | (host >= classes)]
-    if bad.size:
+    bad = _out_of_range(y, classes, lengths)
+    if bad is not None:
         raise InputError(
-            f"class targets must lie between 0 and {classes - 1} (the network has {classes} outputs), got {int(bad[0])}"
+            f"class targets must lie between 0 and {classes - 1} (the network has {classes} outputs), got {bad}"
+        )
+
+
+def check_tokens(name: str, network: Layer, x: Array, lengths: np.ndarray[Any, Any] | None) -> None:
+    """Raise InputError where an Embedding at the start has no row for an integer of x."""
+    first = network
+    while isinstance(first, Sequential):
+        first = first.layers[0]
+    if not isinstance(first, Embedding):
+        return
+    bad = _out_of_range(x, first.num_embeddings, lengths)
+    if bad is not None:
+        raise InputError(
+            f"{name} must lie between 0 and {first.num_embeddings - 1} (the rows of the Embedding), got {bad}"
+        )
+
+
+def _out_of_range(x: Array, count: int, lengths: np.ndarray[Any, Any] | None) -> int | None:
+    """The first integer before the rows' ends that is not in [0, count)."""
+    if not namespace_of(x).isdtype(x.dtype, "integral"):
+        return None
+    host = to_numpy(x)
+    if lengths is not None:
+        host = host[np.arange(host.shape[1])[None, :] < lengths[:, None]]
+    bad = host[(host < 0) | (host >= count)]
+    return int(bad[0]) if bad.size else None
+
+
+def check_callbacks(callbacks: Any) -> None:
+    """Raise InputError unless `callbacks` is a sequence of functions."""
+    if not isinstance(callbacks, Sequence) or not all(map(callable, callbacks)):
+        raise InputError(
+            f"callbacks must be a sequence of functions, such as [prnn.EarlyStopping()], got {type(callbacks).__name__}"
         )
 
 
@@ -474,8 +544,7 @@ def check_truncation(
 ) -> None:
     """Raise InputError where a state can't be handed on from one update to the next."""
     if tbptt is not None:
-        if isinstance(tbptt, bool) or not isinstance(tbptt, (int, np.integer)) or tbptt < 1:
-            raise InputError(f"tbptt must be a number of steps of at least 1, got {tbptt!r}")
+        check_positive_integer("tbptt", tbptt)
         if not network.keeps_time:
             raise InputError("tbptt needs targets for every step, but the network removes the time axis")
     if stateful and shuffle:
@@ -484,6 +553,10 @@ def check_truncation(
         raise InputError(f"stateful=True needs batches of equal size, got {rows} rows in batches of {batch_size}")
     if tbptt is not None or stateful:
         check_streams(network)
+
+
+def _first_steps(y: Array, *, steps: int) -> Array:
+    return y[:, :steps, ...]
 
 
 def _predict(params: Params, x: Array, marks: Marks, *, network: Layer) -> Array:
@@ -495,7 +568,10 @@ def _step(params: Params, x: Array, state: State, *, network: Layer) -> tuple[Ar
     return (y[:, 0, ...] if network.keeps_time else y), state
 
 
-def _row_slices(count: int, size: int) -> list[slice]:
+def _row_slices(count: int, size: int | None) -> list[slice]:
+    """`size` rows at a time, or all at once."""
+    size = count if size is None else size
+    check_positive_integer("batch_size", size)
     return [slice(start, min(start + size, count)) for start in range(0, count, size)]
 
 

@@ -12,10 +12,10 @@ from .data import batches
 from .errors import NonFiniteError
 from .execution import compiles, jit
 from .history import History, Progress
-from .layer import Layer, place_masks
+from .layer import Layer, place_masks, random_generator
 from .layers import flat_layers, with_prefix
 from .losses import Loss
-from .namespace import Backend, from_host, map_leaves, namespace_of, to_numpy
+from .namespace import Backend, from_host, leaves, map_leaves, namespace_of, to_numpy
 from .optimizers import Optimizer, clip_by_global_norm, global_norm
 from .typing import Array, Marks, Params, State
 
@@ -30,19 +30,32 @@ class Data(NamedTuple):
     lengths: np.ndarray[Any, Any] | None
     resets: Array | None
 
-    def marks(self, backend: Backend) -> Marks:
-        """Lengths and resets on the device."""
-        lengths = None if self.lengths is None else from_host(self.lengths.astype(np.int32), backend)
-        return Marks(lengths, self.resets)
-
-    def rows(self, rows: slice) -> Data:
+    def rows(self, rows: slice, backend: Backend) -> Data:
         """Some of the rows."""
-        return Data(
-            self.x[rows, ...],
-            None if self.y is None else self.y[rows, ...],
-            None if self.lengths is None else self.lengths[rows],
-            None if self.resets is None else self.resets[rows, ...],
-        )
+        if rows == slice(0, self.x.shape[0]):
+            return self
+        arrays = (self.x, self.y, self.resets)
+        if compiles(backend.xp):  # an index made on the way would be moved to the device unasked
+            arrays = jit(backend.xp, taken)(arrays, from_host(np.arange(rows.start, rows.stop), backend))
+        else:
+            arrays = map_leaves(lambda a: a[rows, ...], arrays)
+        x, y, resets = arrays
+        return Data(x, y, None if self.lengths is None else self.lengths[rows], resets)
+
+    def marks(self, backend: Backend) -> Marks:
+        """Lengths and resets on the backend."""
+        placed = None if self.lengths is None else from_host(self.lengths.astype(np.int32), backend)
+        return Marks(placed, self.resets)
+
+
+def has_steps(network: Layer, x: Array) -> bool:
+    """Whether x has a time axis: (B, T, F), or the integers (B, T) of an Embedding."""
+    return x.ndim > 2 or (x.ndim == 2 and network.takes_integers)
+
+
+def has_target_steps(network: Layer, x: Array, y: Array) -> bool:
+    """Whether the targets have the time axis of x."""
+    return network.keeps_time and has_steps(network, x) and y.ndim > 1 and y.shape[1] == x.shape[1]
 
 
 # ---------------------------------------------------------------------- one step, as pure functions
@@ -101,11 +114,10 @@ def start_optimizer(params: Params, *, optimizer: Optimizer) -> Any:
     return optimizer.init(params)
 
 
-def gather(x: Array, y: Array, marks: Marks, rows: Array) -> tuple[Array, Array, Marks]:
-    """The rows of a batch."""
-    xp = namespace_of(x)
-    x, y, marks = (map_leaves(lambda a: xp.take(a, rows, axis=0), tree) for tree in (x, y, marks))
-    return x, y, marks
+def taken(arrays: Any, rows: Array) -> Any:
+    """Some rows of every array of a nest."""
+    xp = namespace_of(rows)
+    return map_leaves(lambda a: xp.take(a, rows, axis=0), arrays)
 
 
 def cut(x: Array, y: Array, marks: Marks, *, start: int, stop: int, y_has_time: bool) -> tuple[Array, Array, Marks]:
@@ -149,6 +161,22 @@ def round_up(steps: int) -> int:
     return power * 3 // 4 if power >= 4 and steps <= power * 3 // 4 else power
 
 
+def drawn_masks(network: Layer, rng: np.random.Generator, shape: tuple[int, ...], steps: int) -> Any:
+    """Dropout masks for an x of this shape, whose time steps from `steps` on (if not 0) are padding.
+
+    They are those of the unpadded x, so that padding for the compiler leaves the stream of random numbers as it is.
+    """
+    if not steps or steps == shape[1]:
+        return network.dropout_masks(rng, shape)
+    masks = network.dropout_masks(rng, (shape[0], steps, *shape[2:]))
+    wanted = leaves(network.dropout_masks(random_generator(0), shape))
+
+    def extended(mask: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        return np.pad(mask, [(0, to - size) for size, to in zip(mask.shape, next(wanted).shape, strict=True)])
+
+    return map_leaves(extended, masks)
+
+
 # ---------------------------------------------------------------------- the loop
 
 
@@ -176,43 +204,50 @@ class TrainingRun:
 
     def __post_init__(self) -> None:
         start = jit(self.backend.xp, start_optimizer, static=("optimizer",))
-        self.optimizer_state = start(self.params, optimizer=self.optimizer)
+        state = start(self.params, optimizer=self.optimizer)
+        if compiles(self.backend.xp):
+            # JAX leaves a compiled constant on no device in particular, and would compile the first update for itself
+            state = map_leaves(lambda a: from_host(to_numpy(a), self.backend), state)
+        self.optimizer_state = state
 
     def epoch(self, data: Data) -> None:
         """Update once for each batch, or for each piece of it under truncated backpropagation."""
         xp = self.backend.xp
-        marks = data.marks(self.backend)
+        whole = (data.x, data.y, data.marks(self.backend))
+        y_has_time = has_target_steps(self.network, data.x, data.y)
         state: State = None
         for rows in batches(data.x.shape[0], self.batch_size, self.rng, self.shuffle):
-            device_rows = from_host(rows.astype(np.int64), self.backend)
-            batch = jit(xp, gather)(data.x, data.y, marks, device_rows)
+            batch = jit(xp, taken)(whole, from_host(rows.astype(np.int64), self.backend))
             state = state if self.stateful else None
-            for start, stop in self._pieces(data, rows):
-                state = self._update(self._cut(batch, start, stop), state)
+            for start, stop, steps in self._pieces(data, rows):
+                piece = batch
+                if stop and (start, stop) != (0, data.x.shape[1]):
+                    run = jit(xp, cut, static=("start", "stop", "y_has_time"))
+                    piece = run(*batch, start=start, stop=stop, y_has_time=y_has_time)
+                state = self._update(piece, steps, state)
         self._settle()
 
-    def _pieces(self, data: Data, rows: np.ndarray[Any, Any]) -> list[tuple[int, int]]:
-        """The first and last time step of each update on a batch."""
-        steps = data.x.shape[1] if data.x.ndim > 1 else 0
-        if data.lengths is not None:
-            longest = max(int(data.lengths[rows].max()), 1)
-            steps = min(self.buckets.steps(longest), steps) if compiles(self.backend.xp) else longest
-        size = self.tbptt or steps
-        return [(start, min(start + size, steps)) for start in range(0, steps, max(size, 1))] or [(0, 0)]
+    def _pieces(self, data: Data, rows: np.ndarray[Any, Any]) -> list[tuple[int, int, int]]:
+        """Where each update on a batch starts and stops, and how many of its steps are not padding of all rows."""
+        if not has_steps(self.network, data.x):
+            return [(0, 0, 0)]
+        available = data.x.shape[1]
+        longest = available if data.lengths is None else max(int(data.lengths[rows].max()), 1)
+        size = self.tbptt or longest
+        pieces = []
+        for start in range(0, longest, size):
+            steps = width = min(size, longest - start)
+            if compiles(self.backend.xp) and data.lengths is not None:
+                width = min(self.tbptt or self.buckets.steps(steps), available - start)
+            pieces.append((start, start + width, steps))
+        return pieces
 
-    def _cut(self, batch: tuple[Array, Array, Marks], start: int, stop: int) -> tuple[Array, Array, Marks]:
-        x = batch[0]
-        if not self.network.needs_time or (start, stop) == (0, x.shape[1]):
-            return batch
-        run = jit(self.backend.xp, cut, static=("start", "stop", "y_has_time"))
-        return run(*batch, start=start, stop=stop, y_has_time=self.network.keeps_time)
-
-    def _update(self, batch: tuple[Array, Array, Marks], state: State) -> State:
+    def _update(self, batch: tuple[Array, Array, Marks], steps: int, state: State) -> State:
         """One update; the network's state after it.
 
         The loss is read back one update late, so that a GPU computes update k + 1 while the host waits for update k.
         """
-        masks = place_masks(self.network.dropout_masks(self.rng, tuple(batch[0].shape)), self.backend)
+        masks = place_masks(drawn_masks(self.network, self.rng, tuple(batch[0].shape), steps), self.backend)
         step = jit(self.backend.xp, train_step, static=("network", "loss", "optimizer", "clip_norm"))
         before = self.params
         self.params, self.optimizer_state, final, numbers = step(
@@ -265,17 +300,28 @@ def first_nonfinite(
     for name, (prefix, _) in zip(names, layers, strict=True):
         for key, p in with_prefix(params, prefix).items():
             if not all_finite(p):
-                return f"{name}, parameter {key!r}"
-    value = x
+                return f"{name}, parameter {prefix + key!r}"
+    value, saved = x, []
     for name, (prefix, layer) in zip(names, layers, strict=True):
         path = [int(k) for k in prefix.split(".") if k]
         start, mask = _inside(state, path), _inside(masks, path)
-        value, _, _ = layer.forward(with_prefix(params, prefix), value, start, marks, mask)
+        own = with_prefix(params, prefix)
+        value, _, residuals = layer.forward(own, value, start, marks, mask)
         if not all_finite(value):
             return f"{name}, output"
+        saved.append((name, layer, own, residuals))
         marks = marks if layer.keeps_time else Marks()
-    _, dvalue = loss(value, y, marks.lengths)
-    return "the loss" if not all_finite(dvalue) else f"{names[-1]}, gradient"
+    number, dvalue = loss(value, y, marks.lengths)
+    if not (all_finite(number) and all_finite(dvalue)):
+        return "the loss"
+    largest = []
+    for name, layer, own, residuals in reversed(saved):
+        grads, dvalue, _ = layer.backward(own, residuals, dvalue, None)
+        sizes = [float(np.max(np.abs(to_numpy(g)))) for g in grads.values()]
+        if not all(map(math.isfinite, sizes)):
+            return f"{name}, gradient"
+        largest.append((max(sizes, default=0.0), name))
+    return f"{max(largest)[1]}, gradient"  # each entry is finite: it is the sum of their squares that is not
 
 
 def _inside(nest: Any, path: list[int]) -> Any:
