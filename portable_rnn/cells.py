@@ -205,13 +205,12 @@ class LSTMCell:
             o = GateBlock((self.recurrent_activation,)).forward(xp, a_o, w["columns_o"])
             gates = xp.concat([early, o], axis=0)
             residual |= {"c_new": c_new, **_named("inside_o", inside_o)}
-        a_c, inside_c = _clipped(xp, c_new, self.clip)
-        squashed = self._squash.forward(xp, a_c)
+        squashed = self._squash.forward(xp, c_new)  # not clipped: onnxruntime and OpenVINO bound the gates only
         h = o * squashed
         if self.proj_size:
             h = w["Whr"] @ h
         residual |= {"gates": gates, "squashed": squashed}
-        return (h, c_new), residual | _named("inside", inside) | _named("inside_c", inside_c)
+        return (h, c_new), residual | _named("inside", inside)
 
     def step_backward(
         self, xp: Any, w: Params, residual: Residual, dstate: Arrays, drop: Array | None
@@ -224,7 +223,7 @@ class LSTMCell:
         if self.proj_size:
             emitted = {"dh": dh}
             dh = w["Whr"].T @ dh  # h = Whr @ (o * squashed)
-        slope = _inside(xp, self._squash.derivative(xp, squashed), residual.get("inside_c"))
+        slope = self._squash.derivative(xp, squashed)
         do, dc = fuse(xp, _lstm_output_cotangents)(dh, dc, o, squashed, slope)
         if not self.peepholes:
             di, df, dg, dc = fuse(xp, _lstm_state_cotangents)(dc, i, f, g, c)

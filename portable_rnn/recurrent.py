@@ -166,7 +166,7 @@ class RNN(Layer):
         How `init` draws the parameters: "torch", "keras", "irnn" (identity and relu, Le et al. 2015), or one of them
         with changes, such as "torch(recurrent=orthogonal, forget_bias=1)"; see `portable_rnn.initializers.scheme`.
     clip : float, optional
-        Bound on the pre-activations, as in ONNX.
+        Bound on the gates' pre-activations, as in ONNX.
 
     References
     ----------

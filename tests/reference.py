@@ -137,7 +137,7 @@ class Reference:
         f = 1 - i if layer.coupled else self._activate(s, a["f"] + peep["f"] * c)
         c = f * c + i * self._activate(t, a["g"])
         o = self._activate(s, a["o"] + peep["o"] * c)
-        h = o * self._activate(layer.output_activation or t, c)
+        h = o * self._activate(layer.output_activation or t, c, clipped=False)
         if layer.proj_size:
             h = p["weight_hr"] @ h
         return h, c
@@ -158,12 +158,13 @@ class Reference:
             a_n = a_n + U[2 * n :] @ (r * seen) + b_hh[2 * n :]
         return ((1 - u) * self._activate(t, a_n) + u * h,)
 
-    def _activate(self, name: str, a: np.ndarray) -> np.ndarray:
+    def _activate(self, name: str, a: np.ndarray, clipped: bool = True) -> np.ndarray:
         function, kinks = ACTIVATIONS[name]
-        if self.layer.clip is not None:
-            kinks = (*kinks, -self.layer.clip, self.layer.clip)
+        clip = self.layer.clip if clipped else None
+        if clip is not None:
+            kinks = (*kinks, -clip, clip)
         for kink in kinks:
             self.kink_margin = min(self.kink_margin, float(np.min(np.abs(a - kink))))
-        if self.layer.clip is not None:
-            a = np.minimum(self.layer.clip, np.maximum(-self.layer.clip, a))
+        if clip is not None:
+            a = np.minimum(clip, np.maximum(-clip, a))
         return function(a)
