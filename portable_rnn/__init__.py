@@ -23,6 +23,7 @@ from .optimizers import (
     warmup_cosine_decay,
 )
 from .recurrent import GRU, LSTM, RNN, Recurrent
+from .simple import SimpleRNN, dsigmoid, dtanh, sigmoid, tanh
 from .streaming import Stream
 from .version import __version__
 
@@ -58,6 +59,7 @@ __all__ = [
     "NonFiniteError",
     "Recurrent",
     "Sequential",
+    "SimpleRNN",
     "Stream",
     "__version__",
     "activations",
@@ -69,6 +71,8 @@ __all__ = [
     "cells",
     "clip_by_global_norm",
     "cosine_decay",
+    "dsigmoid",
+    "dtanh",
     "exponential_decay",
     "from_torch",
     "gradient_flow",
@@ -78,6 +82,8 @@ __all__ = [
     "piecewise_constant",
     "rmsprop",
     "sgd",
+    "sigmoid",
+    "tanh",
     "to_numpy",
     "to_torch",
     "warmup_cosine_decay",

@@ -64,6 +64,9 @@ class Backend:
         """ "float32" or "float64"."""
         return dtype_name(self.xp, self.dtype)
 
+    def __deepcopy__(self, memo: Any) -> Backend:
+        return self  # it never changes, and a module can't be copied
+
     def __str__(self) -> str:
         return f"{self.name} {self.dtype_name} on {self.device}"
 

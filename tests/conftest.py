@@ -185,6 +185,12 @@ def backend(request: pytest.FixtureRequest) -> BackendUnderTest:
     return BackendUnderTest(name, target, entry)
 
 
+@pytest.fixture(scope="session")
+def numpy_backend() -> BackendUnderTest:
+    """NumPy, for what doesn't depend on the library."""
+    return BackendUnderTest("numpy", prnn.backend("numpy", dtype="float64"), ENTRIES["numpy"])
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _strict_without_dynamic_shapes() -> None:
     """The library must need neither boolean-mask indexing nor shapes that depend on values."""
