@@ -1,0 +1,124 @@
+"""`from_onnx`: an ONNX file as a model that predicts and trains."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from ...errors import InputError
+from ...model import Model
+from ...namespace import Backend, asarray
+from ...typing import Array
+from ..common import require
+from .graph import RECURRENT, Graph
+from .nodes import Host, checked_size
+from .reading import HostParams, graph_of, read_model
+
+__all__ = ["from_onnx", "oriented"]
+
+
+def from_onnx(
+    source: str | os.PathLike[str] | bytes | Any,
+    *,
+    backend: str | ModuleType | Array | Backend = "numpy",
+    dtype: Any = None,
+) -> Model:
+    """Load an ONNX model as one that predicts and trains on any array library.
+
+    A file that `to_onnx` wrote gives the network it was made of. Any other becomes a `portable_rnn.interop.onnx.Graph`:
+    RNN, GRU and LSTM nodes with all their options and the operators that exporters put around them, each with its
+    hand-written backward pass. Floating initializers are its parameters, under their own names.
+
+    Parameters
+    ----------
+    source : path, bytes or onnx.ModelProto
+    backend : as in `portable_rnn.backend`
+    dtype : "float32" or "float64", optional
+        The file's when left out.
+
+    Returns
+    -------
+    Model
+        Its ``predict`` takes x (B, T, ...), whichever order the file has; ``network.run`` takes and gives inputs and
+        outputs by their names in the file.
+
+    Raises
+    ------
+    InputError
+        The file is cut short or damaged, or holds an operator, an operator version or data that are not read.
+    MissingDependencyError
+        onnx is not installed.
+    """
+    onnx = require("onnx", "onnx", "reading ONNX files")
+    proto, folder = read_model(source, onnx)
+    graph, params = graph_of(proto, folder, onnx)
+    return model_of(oriented(graph, params), params, backend, dtype)
+
+
+def model_of(graph: Any, params: HostParams, backend: Any, dtype: Any) -> Model:
+    """A model of a network and its parameters on the host."""
+    if dtype is None and not isinstance(backend, Backend):
+        kinds = {value.dtype.name for value in params.values()}
+        kinds |= {port.dtype for port in getattr(graph, "inputs", ()) if port.floating and not params}
+        dtype = "float64" if "float64" in kinds else "float32"
+    model = Model(graph, backend, dtype)
+    model.params = {name: asarray(params[name].copy(), model.backend) for name in graph.parameter_shapes()}
+    return model
+
+
+def oriented(graph: Graph, params: HostParams) -> Graph:
+    """The graph with batch and time axes found, by running it on zeros of sizes that occur nowhere else in it."""
+    if not graph.inputs:
+        raise InputError("the graph has no inputs: there is nothing to predict from")
+    dims = graph.inputs[0].dims
+    if dims is None or len(dims) < 2:
+        return graph
+    taken = {n for _, shape in graph.weights for n in shape}
+    taken |= {d for port in (*graph.inputs, *graph.outputs) for d in port.dims or () if isinstance(d, int)}
+    steps, batch = ([n for n in (5, 7, 11, 13, 17, 19, 23, 29, 31) if n not in taken] + [5, 7])[:2]
+    # without a recurrent node to ask, a fixed size before an open one is taken for the time axis of an unrolled loop
+    unrolled = isinstance(dims[0], int) and not isinstance(dims[1], int)
+    with np.errstate(all="ignore"):
+        for time_first in (unrolled, not unrolled):
+            axes = _axes(graph, params, steps, batch, time_first)
+            if axes is not None:
+                return replace(graph, time_first=time_first, y_axes=axes)
+    return graph
+
+
+def _axes(
+    graph: Graph, params: HostParams, steps: int, batch: int, time_first: bool
+) -> tuple[int | None, int | None] | None:
+    """The batch and the time axis of the first output, if the graph runs that way around."""
+    first = graph.inputs[0].dims or ()
+    open_sizes = [*((steps, batch) if time_first else (batch, steps)), *[1] * len(first)]
+    shape = tuple(d if isinstance(d, int) else n for d, n in zip(first, open_sizes, strict=False))
+    steps, batch = (shape[0], shape[1]) if time_first else (shape[1], shape[0])
+    named = {d: n for d, n in zip(first, shape, strict=True) if isinstance(d, str)}
+    inputs: dict[str, Any] = {graph.inputs[0].name: np.zeros(shape, dtype=graph.inputs[0].dtype)}
+    for port in graph.inputs[1:]:
+        sizes = tuple(d if isinstance(d, int) else named.get(d or "", batch) for d in port.dims or ())
+        inputs[port.name] = np.zeros(checked_size(sizes), dtype=port.dtype)
+    if graph.lengths:
+        inputs[graph.lengths] = np.full(batch, steps, dtype=np.int32)
+    try:
+        checked_size(shape)
+        values, _, _ = graph.evaluate(params, inputs)
+    except InputError:
+        return None
+    for node in graph.nodes:
+        if node.op in RECURRENT:
+            seen = _shape(values[node.inputs[0]])[:2]
+            if (seen[::-1] if node.get("layout", 0) else seen) != (steps, batch):
+                return None
+    found = _shape(values[graph.outputs[0].name])
+    batch_axis, time_axis = (found.index(n) if n in found else None for n in (batch, steps))
+    return batch_axis, None if time_axis == batch_axis else time_axis
+
+
+def _shape(value: Any) -> tuple[int, ...]:
+    return tuple((value.array if isinstance(value, Host) else value).shape)

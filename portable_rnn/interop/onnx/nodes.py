@@ -1,0 +1,191 @@
+"""What an ONNX graph is made of, as hashable configuration: nodes, inputs and outputs, constants."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ...errors import InputError
+from ...typing import Array
+
+__all__ = ["Call", "Constant", "Host", "Node", "Operator", "Port", "checked_size", "summed_to"]
+
+# Arrays whose size stands in the data (Expand, ConstantOfShape, Range, Tile): more elements than this are refused.
+MAX_ELEMENTS = 2**27
+
+
+@dataclass(frozen=True)
+class Constant:
+    """A NumPy array that can be hashed and compared.
+
+    Attributes
+    ----------
+    dtype : str
+    shape : tuple of int
+    data : bytes
+        The entries in C order.
+    """
+
+    dtype: str
+    shape: tuple[int, ...]
+    data: bytes
+
+    @classmethod
+    def of(cls, array: np.ndarray[Any, Any]) -> Constant:
+        """The constant with the entries of an array."""
+        return cls(array.dtype.name, array.shape, np.ascontiguousarray(array).tobytes())
+
+    @property
+    def array(self) -> np.ndarray[Any, Any]:
+        """A read-only view."""
+        return np.frombuffer(self.data, dtype=self.dtype).reshape(self.shape)
+
+    def __repr__(self) -> str:
+        return f"Constant({self.dtype}, {self.shape})"
+
+
+@dataclass(frozen=True)
+class Node:
+    """One operator of a graph.
+
+    Attributes
+    ----------
+    op : str
+        ONNX's name of the operator, such as "LSTM".
+    inputs, outputs : tuple of str
+        Names of values; "" for what is left out.
+    attributes : tuple of (name, value)
+        Sorted by name. Values are numbers, strings, `Constant`, or tuples of these.
+    name : str
+    """
+
+    op: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    attributes: tuple[tuple[str, Any], ...] = ()
+    name: str = ""
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """An attribute's value."""
+        return dict(self.attributes).get(name, default)
+
+    def has_input(self, k: int) -> bool:
+        """Whether input k is there."""
+        return k < len(self.inputs) and bool(self.inputs[k])
+
+    def __str__(self) -> str:
+        return f"{self.op} node {self.name or next((n for n in self.outputs if n), '')!r}"
+
+
+@dataclass(frozen=True)
+class Port:
+    """An input or output of a graph.
+
+    Attributes
+    ----------
+    name : str
+    dtype : str
+        NumPy's name of the dtype in the file.
+    dims : tuple of int, str and None; or None
+        Sizes; the name of a size that is known at run time only, or None where it has no name. None: unknown rank.
+    """
+
+    name: str
+    dtype: str
+    dims: tuple[int | str | None, ...] | None = None
+
+    @property
+    def floating(self) -> bool:
+        """Whether the values are floating."""
+        return np.dtype(self.dtype).kind == "f"
+
+    def __str__(self) -> str:
+        shape = (
+            "of any shape" if self.dims is None else f"({', '.join('?' if d is None else str(d) for d in self.dims)})"
+        )
+        return f"{self.name} {shape} {self.dtype}"
+
+
+class Host(NamedTuple):
+    """A value that is known without the data: shape arithmetic and constants stay NumPy, static in a trace."""
+
+    array: np.ndarray[Any, Any]
+
+
+Pullback = Callable[..., tuple[Array | None, ...]]
+
+
+class Call(NamedTuple):
+    """What an operator is told beside its inputs.
+
+    Attributes
+    ----------
+    xp : namespace of the inputs
+    node : Node
+    opset : int
+    wants : tuple of bool
+        For each input, whether its cotangent is of use.
+    dtype : callable
+        From the name of a dtype to the namespace's dtype that stands for it.
+    place : callable
+        From a `Host` value to an array beside the other inputs.
+    """
+
+    xp: Any
+    node: Node
+    opset: int
+    wants: tuple[bool, ...]
+    dtype: Callable[[str], Any]
+    place: Callable[[Host], Array]
+
+
+class Operator(NamedTuple):
+    """How a node is computed.
+
+    Attributes
+    ----------
+    function : callable (Call, *inputs) -> (outputs, pullback)
+        Outputs are a tuple of arrays, or of `Host` values. The pullback takes the cotangents of all outputs and
+        returns those of all inputs, None for those without; it is None where nothing can be differentiated.
+    newest : int
+        The newest version of the operator, by ONNX's counting of operator sets, that the function computes.
+    host : tuple of int
+        Inputs that must be known without the data; they arrive as NumPy arrays.
+    either : tuple of int
+        Inputs that arrive as `Host` where they are known.
+    """
+
+    function: Callable[..., tuple[tuple[Any, ...], Pullback | None]]
+    newest: int
+    host: tuple[int, ...] = ()
+    either: tuple[int, ...] = ()
+
+
+def checked_size(shape: Any) -> tuple[int, ...]:
+    """A shape that stands in the data, as Python integers.
+
+    Raises
+    ------
+    InputError
+        A size is negative, or there are more than `MAX_ELEMENTS` elements.
+    """
+    sizes = tuple(int(n) for n in np.asarray(shape).reshape(-1))
+    count = 1
+    for n in sizes:
+        count *= n
+    if any(n < 0 for n in sizes) or count > MAX_ELEMENTS:
+        raise InputError(f"asks for an array of shape {sizes}: at most {MAX_ELEMENTS:,} elements are made")
+    return sizes
+
+
+def summed_to(xp: Any, d: Array, shape: Any) -> Array:
+    """The cotangent of an array that was broadcast: `d` summed over the axes that were added or stretched."""
+    shape = tuple(shape)
+    if tuple(d.shape) == shape:
+        return d
+    extra = d.ndim - len(shape)
+    stretched = [k for k in range(extra, d.ndim) if shape[k - extra] == 1 and d.shape[k] != 1]
+    return xp.reshape(xp.sum(d, axis=(*range(extra), *stretched)), shape)
