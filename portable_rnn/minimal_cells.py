@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from .activations import activation, split_rows
-from .cells import Arrays, Residual, Shapes
+from .cells import Arrays, Residual, Shapes, column
 from .typing import Array, Params
 
 __all__ = ["MinGRUCell", "MinLSTMCell"]
@@ -83,6 +83,10 @@ class MinGRUCell:
         dz_n = _dcandidate(xp, dh * u, n, self.positive)
         return (dh * (1 - u),), xp.concat([dz_u, dz_n], axis=0), {}
 
+    def gate_values(self, xp: Any, residuals: Any) -> Residual:
+        """The gate over all steps (T, H, B)."""
+        return {"u": column(xp, residuals, "u")}
+
 
 @dataclass(frozen=True)
 class MinLSTMCell:
@@ -125,3 +129,7 @@ class MinLSTMCell:
         dratio = dh * (h - n) * k * (1 - k)  # h' = n + k * (h - n), k = sigmoid(log f - log i)
         dz_n = _dcandidate(xp, dh * (1 - k), n, self.positive)
         return (dh * k,), xp.concat([dratio * not_f, -dratio * not_i, dz_n], axis=0), {}  # d log f / dz_f = 1 - f
+
+    def gate_values(self, xp: Any, residuals: Any) -> Residual:
+        """The two scaled gates' first over all steps (T, H, B); the other is one minus it."""
+        return {"f / (f + i)": column(xp, residuals, "k")}

@@ -130,6 +130,12 @@ class LayerNormLSTMCell:
             "bias_c": _over_steps(xp, da_c),
         }
 
+    def gate_values(self, xp: Any, residuals: Any) -> Residual:
+        """The gates over all steps, each (T, H, B)."""
+        gates = column(xp, residuals, "gates")
+        hidden = gates.shape[1] // 4
+        return {name: gates[:, k * hidden : (k + 1) * hidden, :] for k, name in ((0, "i"), (1, "f"), (3, "o"))}
+
 
 @dataclass(frozen=True)
 class LayerNormGRUCell:
@@ -203,6 +209,12 @@ class LayerNormGRUCell:
             "gain_ih": _over_steps(xp, da * column(xp, residuals, "z_hat")),
             "gain_hh": _over_steps(xp, dm * column(xp, residuals, "m_hat")),
         }
+
+    def gate_values(self, xp: Any, residuals: Any) -> Residual:
+        """The gates over all steps, each (T, H, B); z is torch's name of u."""
+        ru = column(xp, residuals, "ru")
+        hidden = ru.shape[1] // 2
+        return {"r": ru[:, :hidden, :], "z": ru[:, hidden:, :]}
 
     def _normalize(self, xp: Any, a: Array, rows: int) -> tuple[Array, Array]:
         """The rows of r and u, and those of n, each by themselves; the scales (2, B)."""

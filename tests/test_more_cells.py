@@ -370,3 +370,19 @@ def test_learns(name: str) -> None:
     model = prnn.Model(network, dtype="float64", seed=0)
     history = model.fit(x, y, epochs=30, batch_size=16, optimizer=prnn.adam(0.02), progress=False)
     assert history.loss[-1] < 0.4 * history.loss[0]
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_gradient_flow_sees_the_gates(name: str) -> None:
+    kind, options = FAMILIES[name]
+    network = prnn.Sequential(kind(2, 3, **options), prnn.Last(), prnn.Linear(3, 1))
+    model = prnn.Model(network, dtype="float64", seed=0)
+    for p in model.params:
+        if p.startswith(("0.bias_ih", "0.gain")):
+            model.params[p] = 50 * np.ones_like(model.params[p])  # every gate far open
+    x = np.random.default_rng(0).standard_normal((4, 5, 2))
+    (flow,) = prnn.gradient_flow(model, x, np.zeros((4, 1))).layers
+    wanted = {"LayerNormLSTM": "ifo", "LayerNormGRU": "rz", "MinGRU": "u", "MinLSTM": ["f / (f + i)"]}
+    assert list(flow.saturation) == list(wanted[kind.__name__])
+    if kind is not prnn.MinLSTM:  # of which both gates are open
+        assert all(high > 0.4 for low, high in flow.saturation.values())
