@@ -5,20 +5,22 @@ Run ``python benchmarks/import_time.py [REPEATS]``. Exits with 1 if an array lib
 
 from __future__ import annotations
 
+import os
 import resource
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 
 STATEMENTS = ("import numpy", "import numpy, portable_rnn")
 ARRAY_LIBRARIES = ("jax", "torch", "cupy", "dpnp", "array_api_strict", "tensorflow")
 
 
-def seconds(statement: str) -> tuple[float, float]:
+def seconds(statement: str, environment: dict[str, str]) -> tuple[float, float]:
     """Wall and processor time of a fresh interpreter that runs `statement`."""
     start, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
-    subprocess.run([sys.executable, "-c", statement], check=True)
+    subprocess.run([sys.executable, "-c", statement], check=True, env=environment)
     wall, after = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_CHILDREN)
     return wall, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
@@ -31,12 +33,16 @@ def imported_libraries() -> list[str]:
 
 def main(repeats: int) -> int:
     """Print the table; 1 if a library was imported that should not be."""
-    for statement in STATEMENTS:  # warm the file cache and the bytecode
-        seconds(statement)
     runs: list[list[tuple[float, float]]] = [[], []]
-    for _ in range(repeats):
-        for statement, own in zip(STATEMENTS, runs, strict=True):
-            own.append(seconds(statement))
+    with tempfile.TemporaryDirectory() as cache:
+        # Compiled once, as an installed package is, also where the environment says to write no bytecode.
+        environment = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
+        environment["PYTHONPYCACHEPREFIX"] = cache
+        for statement in STATEMENTS:
+            seconds(statement, environment)
+        for _ in range(repeats):
+            for statement, own in zip(STATEMENTS, runs, strict=True):
+                own.append(seconds(statement, environment))
     medians = [[1e3 * statistics.median(column) for column in zip(*own, strict=True)] for own in runs]
     print(f"{'median of ' + str(repeats):<28} {'wall':>9} {'processor':>12}")
     for statement, (wall, processor) in zip(STATEMENTS, medians, strict=True):

@@ -17,16 +17,18 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
 
 from .errors import InputError, NonFiniteError
 from .layer import random_generator
 from .namespace import Backend, device_of, from_host, is_array, namespace_of, to_numpy
 from .namespace import backend as as_backend
 from .typing import Array, Params
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike, NDArray
 
 __all__ = ["SimpleRNN", "dsigmoid", "dtanh", "sigmoid", "tanh"]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import difflib
 import io
 import math
 import os
@@ -242,6 +241,8 @@ def _require_column(cells: _Cells, name: str) -> None:
     names = [known for known in cells.names if known]
     if name in names:
         return
+    import difflib  # only here: it takes a millisecond to import
+
     folded = {known.lower(): known for known in names}
     near = difflib.get_close_matches(str(name).lower(), folded, n=1)
     advice = f"did you mean {folded[near[0]]!r}?" if near else "name one of these"
