@@ -21,6 +21,7 @@ from .errors import InputError
 from .layer import Layer
 from .layers import Dropout, Embedding, Last, Linear, Max, Mean, Sequential
 from .more_recurrent import LayerNormGRU, LayerNormLSTM, MinGRU, MinLSTM
+from .namespace import DTYPES
 from .recurrent import GRU, LSTM, RNN
 from .version import __version__
 
@@ -73,13 +74,13 @@ def network_from_config(config: Any) -> Layer:
     InputError
         The description names a layer or an option that this version doesn't know.
     """
-    if not isinstance(config, dict) or config.get("type") not in _LAYERS:
-        kind = config.get("type") if isinstance(config, dict) else config
+    kind = config.get("type") if isinstance(config, dict) else config
+    if not isinstance(config, dict) or not isinstance(kind, str) or kind not in _LAYERS:
         raise InputError(
             f"unknown layer {kind!r} in the network's description: upgrade portable-rnn, or the file is damaged"
         )
     options = {key: value for key, value in config.items() if key != "type"}
-    cls = _LAYERS[config["type"]]
+    cls = _LAYERS[kind]
     if cls is Sequential:
         layers = options.get("layers")
         if not isinstance(layers, list):
@@ -91,7 +92,7 @@ def network_from_config(config: Any) -> Layer:
         return cls(**options)
     except TypeError as error:
         raise InputError(
-            f"layer {config['type']} of the network's description doesn't fit this version ({error}): "
+            f"layer {kind} of the network's description doesn't fit this version ({error}): "
             "upgrade portable-rnn, or the file is damaged"
         ) from error
 
@@ -108,6 +109,9 @@ def write_checkpoint(
     import tempfile  # brings zip, bz2 and lzma along
 
     target = Path(path)
+    for key, value in metadata.items():
+        if not isinstance(key, str) or not isinstance(value, str):
+            raise InputError(f"metadata must be texts by text, got {value!r} for {key!r}: write str({value!r})")
     variants = _gru_variants(network)
     passport = {
         **{f"user.{key}": value for key, value in metadata.items()},
@@ -162,20 +166,32 @@ def read_checkpoint(
             _check_passport(source, passport)
             params = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
     except (safetensors.SafetensorError, OSError, TypeError, KeyError, AttributeError) as error:
+        reason = str(error).partition("\n")[0]
         raise InputError(
-            f"{source} is not a whole safetensors file ({str(error).splitlines()[0]}): "
+            f"{source} is not a whole safetensors file ({reason}): "
             "it was cut short or is of another kind; save the model again"
         ) from error
     try:
         network = network_from_config(json.loads(passport["network"]))
+        network.check_params(params)
+        _check_dtypes(params)
     except (KeyError, json.JSONDecodeError, RecursionError) as error:
         raise InputError(f"{source} has no readable description of its network: save the model again") from error
-    names = list(network.parameter_shapes())
-    if set(names) == set(params):
-        params = {name: params[name] for name in names}
-    network.check_params(params)
+    except InputError as error:
+        raise InputError(f"{source}: {error}") from error
+    params = {name: params[name] for name in network.parameter_shapes()}
     metadata = {key.removeprefix("user."): value for key, value in passport.items() if key.startswith("user.")}
     return network, params, metadata, passport
+
+
+def _check_dtypes(params: dict[str, np.ndarray[Any, Any]]) -> None:
+    first = next(iter(params.values()), np.zeros(0, np.float32)).dtype
+    for name, p in params.items():
+        if p.dtype != first or p.dtype.name not in DTYPES:
+            raise InputError(
+                f"parameter {name!r} is {p.dtype}: expected {' or '.join(DTYPES)}, the same for all parameters; "
+                "save the model again"
+            )
 
 
 def _check_passport(source: Path, passport: dict[str, str]) -> None:
@@ -186,7 +202,7 @@ def _check_passport(source: Path, passport: dict[str, str]) -> None:
         )
     version = passport.get("format_version", "")
     major = version.partition(".")[0]
-    if not major.isdigit() or int(major) > int(FORMAT_VERSION.partition(".")[0]):
+    if not (major.isascii() and major.isdigit()) or int(major) > int(FORMAT_VERSION.partition(".")[0]):
         raise InputError(
             f"{source} has format version {version!r}, this portable_rnn reads up to {FORMAT_VERSION}: "
             "upgrade with `pip install --upgrade portable-rnn`"

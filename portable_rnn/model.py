@@ -457,7 +457,10 @@ def load(
     network, params, metadata, passport = read_checkpoint(path)
     saved = next(iter(params.values())).dtype.name if params else "float32"
     wanted = saved if dtype is None and not isinstance(backend, Backend) else dtype
-    loss = loss_function(passport.get("loss", "mse"))
+    try:
+        loss = loss_function(passport.get("loss", "mse"))
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
     return _model(network, params, as_backend(backend, dtype=wanted), metadata, loss, seed=0)
 
 
