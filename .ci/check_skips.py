@@ -1,6 +1,7 @@
 """Read pytest's junit XML: fail where a test was skipped without an allowed reason, or where no test ran.
 
-``check_skips.py REPORT --allow REGEX ...`` checks; ``check_skips.py REPORT --summary NAME`` prints one line of counts.
+``check_skips.py REPORT [--allow REGEX ...]`` checks against the expressions given and those in allowed_skips.txt;
+``check_skips.py REPORT --summary NAME`` prints one line of counts.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ import sys
 import xml.etree.ElementTree as ElementTree
 from collections import Counter
 from pathlib import Path
+
+ALLOWED = Path(__file__).with_name("allowed_skips.txt")
 
 
 def outcomes(report: Path) -> tuple[Counter[str], Counter[str]]:
@@ -43,7 +46,9 @@ def main() -> int:
         numbers = ", ".join(f"{counts[key]} {key}" for key in ("passed", "failed", "skipped"))
         print(f"{options.summary}: {numbers}")
         return 0
-    bad = [r for r in reasons if not r or not any(re.search(pattern, r) for pattern in options.allow)]
+    lines = ALLOWED.read_text(encoding="utf-8").splitlines()
+    patterns = [*options.allow, *(line for line in lines if line and not line.startswith("#"))]
+    bad = [r for r in reasons if not r or not any(re.search(pattern, r) for pattern in patterns)]
     for reason, count in reasons.most_common():
         print(f"{'REFUSED' if reason in bad else 'allowed'}: {count} skipped: {reason or 'without a reason'}")
     if not counts["passed"]:
