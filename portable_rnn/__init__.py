@@ -28,6 +28,8 @@ from .streaming import Stream
 from .version import __version__
 
 if TYPE_CHECKING:
+    from .interop.onnx.importing import from_onnx
+    from .interop.onnx.writing import to_onnx
     from .interop.torch import from_torch
     from .interop.torch_export import to_torch
 
@@ -74,6 +76,7 @@ __all__ = [
     "dsigmoid",
     "dtanh",
     "exponential_decay",
+    "from_onnx",
     "from_torch",
     "gradient_flow",
     "initializers",
@@ -85,12 +88,15 @@ __all__ = [
     "sigmoid",
     "tanh",
     "to_numpy",
+    "to_onnx",
     "to_torch",
     "warmup_cosine_decay",
 ]
 
 # Imported when they are asked for
 _LAZY = {
+    "from_onnx": "interop.onnx.importing",
+    "to_onnx": "interop.onnx.writing",
     "from_torch": "interop.torch",
     "to_torch": "interop.torch_export",
 }

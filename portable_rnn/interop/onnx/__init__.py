@@ -6,5 +6,6 @@ so. The package onnx is imported only when a function here is called.
 
 from .graph import Graph
 from .importing import from_onnx
+from .writing import to_onnx
 
-__all__ = ["Graph", "from_onnx"]
+__all__ = ["Graph", "from_onnx", "to_onnx"]

@@ -151,9 +151,10 @@ class Graph(Layer):
         return bool(self.inputs) and not self.inputs[0].floating
 
     @property
-    def bidirectional(self) -> bool:
-        """Whether any node needs the whole sequence."""
-        return any(node.op in RECURRENT and node.get("direction", "forward") != "forward" for node in self.nodes)
+    def streams(self) -> bool:  # type: ignore[override]
+        """Whether it can run one step at a time: it takes a state, and no node needs the whole sequence."""
+        whole = any(node.op in RECURRENT and node.get("direction", "forward") != "forward" for node in self.nodes)
+        return bool(self.states) and not whole
 
     @property
     def in_width(self) -> int | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from dataclasses import replace
 from types import ModuleType
@@ -9,14 +10,18 @@ from typing import Any
 
 import numpy as np
 
+from ...checkpoint import network_from_config
 from ...errors import InputError
+from ...layer import Layer
 from ...model import Model
 from ...namespace import Backend, asarray
 from ...typing import Array
 from ..common import require
+from .exporting import graph_of_network, unpacked
 from .graph import RECURRENT, Graph
 from .nodes import Host, checked_size
 from .reading import HostParams, graph_of, read_model
+from .writing import PREFIX
 
 __all__ = ["from_onnx", "oriented"]
 
@@ -56,7 +61,37 @@ def from_onnx(
     onnx = require("onnx", "onnx", "reading ONNX files")
     proto, folder = read_model(source, onnx)
     graph, params = graph_of(proto, folder, onnx)
-    return model_of(oriented(graph, params), params, backend, dtype)
+    about = {entry.key: entry.value for entry in proto.metadata_props}
+    network = own_network(graph, params, about)
+    if network is None:
+        model = model_of(oriented(graph, params), params, backend, dtype)
+    else:
+        model = model_of(network, unpacked(network, params), backend, dtype)
+    prefix = f"{PREFIX}user."
+    model.metadata = {key.removeprefix(prefix): value for key, value in about.items() if key.startswith(prefix)}
+    return model
+
+
+def own_network(graph: Graph, params: HostParams, about: dict[str, str]) -> Layer | None:
+    """The network that a file says it was made of, where exporting that network gives this very graph."""
+    try:
+        config = json.loads(about[f"{PREFIX}network"])
+        if not _plausible(config, len(graph.nodes)):
+            return None
+        network = network_from_config(config)
+        dtype = next(port.dtype for port in graph.outputs)
+        made = graph_of_network(network, dtype, about.get(f"{PREFIX}lengths") == "1")
+    except (InputError, KeyError, TypeError, ValueError, RecursionError):
+        return None
+    return network if made == graph and all(p.dtype.name == dtype for p in params.values()) else None
+
+
+def _plausible(config: Any, nodes: int) -> bool:
+    """Whether a description can be one of a graph with so many nodes, so that building it takes no longer than that."""
+    if isinstance(config, dict):
+        layers = config.get("num_layers", 1)
+        return isinstance(layers, int) and layers <= nodes and all(_plausible(v, nodes) for v in config.values())
+    return all(_plausible(v, nodes) for v in config) if isinstance(config, list) else True
 
 
 def model_of(graph: Any, params: HostParams, backend: Any, dtype: Any) -> Model:
