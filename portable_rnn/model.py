@@ -198,7 +198,6 @@ class Model:
             Progress(progress, epochs, pieces * -(-data.x.shape[0] // batch_size)),
             self.params,
         )
-        self.loss = function
         notify(callbacks, "start", self)
         try:
             for number in range(1, epochs + 1):
@@ -206,7 +205,7 @@ class Model:
                 # an overflow is found in the loss, on every library alike, so NumPy need not warn of it
                 with np.errstate(over="ignore", invalid="ignore"):
                     run.epoch(data)
-                self.params = run.params
+                self.params, self.loss = run.params, function
                 history.seconds.append(time.perf_counter() - started)
                 history.loss.append(float(np.mean(history.step_loss[first:])))
                 if validation is not None:
