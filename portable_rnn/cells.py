@@ -33,6 +33,7 @@ for all steps of a sequence.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Protocol
 
 from .activations import GateBlock, activation, split_rows
@@ -145,17 +146,17 @@ class LSTMCell:
         """Its row block."""
         return None if self.coupled else 1
 
-    @property
+    @cached_property
     def _block(self) -> GateBlock:
         s, t = self.recurrent_activation, self.activation
         return GateBlock((s, t, s) if self.coupled else (s, s, t, s))
 
-    @property
+    @cached_property
     def _early(self) -> GateBlock:
         """The gates before c' is known."""
         return GateBlock(self._block.names[:-1])
 
-    @property
+    @cached_property
     def _squash(self) -> Any:
         return activation(self.output_activation or self.activation)
 
@@ -295,7 +296,7 @@ class GRUCell:
     recurrent_activation: str = "sigmoid"
     clip: float | None = None
 
-    @property
+    @cached_property
     def _block(self) -> GateBlock:
         return GateBlock((self.recurrent_activation,) * 2)
 

@@ -104,9 +104,10 @@ def scan(
         final, ys = jax.lax.scan(step, carry, xs, reverse=reverse)
         return final, ys
     steps = xs[0].shape[0]
+    inputs = _at_each_step(xs)
     outputs: list[Any] = [None] * steps
     for t in reversed(range(steps)) if reverse else range(steps):
-        carry, outputs[t] = step(carry, tuple(_at(x, t) for x in xs))
+        carry, outputs[t] = step(carry, inputs(t))
     return carry, tuple(list(column) for column in zip(*outputs, strict=True))
 
 
@@ -115,11 +116,15 @@ def stacked(xp: Any, column: Any) -> Array:
     return xp.stack(column) if isinstance(column, list) else column
 
 
-def _at(x: Any, t: int) -> Any:
-    """Step t of a nest: arrays are indexed by time, and so are the lists that an earlier scan returned."""
-    if x is None:
-        return None
-    if isinstance(x, tuple):
-        parts = [_at(part, t) for part in x]
-        return tuple(parts) if type(x) is tuple else type(x)(*parts)
-    return x[t] if isinstance(x, list) else x[t, ...]
+def _at_each_step(x: Any) -> Callable[[int], Any]:
+    """The function that takes step t of a nest: arrays and the lists of an earlier scan are indexed by time."""
+    if x is None or (isinstance(x, tuple) and all(part is None for part in x)):
+        return lambda t: x
+    if isinstance(x, list):
+        return x.__getitem__
+    if not isinstance(x, tuple):
+        return lambda t: x[t, ...]
+    parts = [_at_each_step(part) for part in x]
+    if type(x) is tuple:
+        return lambda t: tuple([part(t) for part in parts])
+    return lambda t: type(x)(*[part(t) for part in parts])

@@ -455,7 +455,7 @@ class Sequential(Layer):
         return f"Sequential({', '.join(map(repr, self.layers))})"
 
 
-def flat_layers(network: Layer) -> list[tuple[str, Layer]]:
+def flat_layers(network: Layer) -> list[tuple[str, Any]]:
     """The layers of nested Sequentials in the order of computation, each with the prefix of its parameters."""
     if not isinstance(network, Sequential):
         return [("", network)]

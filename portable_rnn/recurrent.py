@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import KW_ONLY, dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -210,7 +211,7 @@ class RNN(Layer):
     draw = _draw
     dropout_masks = _dropout_masks
 
-    @property
+    @cached_property
     def cell(self) -> Cell:
         """The cell that every layer and direction runs."""
         return ElmanCell(self.nonlinearity, self.clip)
@@ -289,7 +290,7 @@ class LSTM(Layer):
                 f"got {self.proj_size!r}"
             )
 
-    @property
+    @cached_property
     def cell(self) -> Cell:
         """The cell that every layer and direction runs."""
         return LSTMCell(
@@ -366,7 +367,7 @@ class GRU(Layer):
     draw = _draw
     dropout_masks = _dropout_masks
 
-    @property
+    @cached_property
     def cell(self) -> Cell:
         """The cell that every layer and direction runs."""
         return GRUCell(self.reset_after, self.activation, self.recurrent_activation, self.clip)
