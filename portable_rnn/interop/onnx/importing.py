@@ -117,42 +117,50 @@ def oriented(graph: Graph, params: HostParams) -> Graph:
     steps, batch = ([n for n in (5, 7, 11, 13, 17, 19, 23, 29, 31) if n not in taken] + [5, 7])[:2]
     # without a recurrent node to ask, a fixed size before an open one is taken for the time axis of an unrolled loop
     unrolled = isinstance(dims[0], int) and not isinstance(dims[1], int)
+    before = next((k for k, node in enumerate(graph.nodes) if node.op in RECURRENT), len(graph.nodes))
     with np.errstate(all="ignore"):
-        for time_first in (unrolled, not unrolled):
-            axes = _axes(graph, params, steps, batch, time_first)
-            if axes is not None:
-                return replace(graph, time_first=time_first, y_axes=axes)
+        # a file may run at one length only: then its nodes before the first recurrent one still tell the axes
+        for count in (len(graph.nodes), before):
+            for time_first in (unrolled, not unrolled):
+                axes = _axes(graph, params, steps, batch, time_first, count)
+                if axes is not None:
+                    return replace(graph, time_first=time_first, y_axes=axes)
     return graph
 
 
 def _axes(
-    graph: Graph, params: HostParams, steps: int, batch: int, time_first: bool
+    graph: Graph, params: HostParams, steps: int, batch: int, time_first: bool, count: int
 ) -> tuple[int | None, int | None] | None:
-    """The batch and the time axis of the first output, if the graph runs that way around."""
+    """The batch and the time axis of the first output, if the first `count` nodes run that way around."""
     first = graph.inputs[0].dims or ()
     open_sizes = [*((steps, batch) if time_first else (batch, steps)), *[1] * len(first)]
     shape = tuple(d if isinstance(d, int) else n for d, n in zip(first, open_sizes, strict=False))
     steps, batch = (shape[0], shape[1]) if time_first else (shape[1], shape[0])
     named = {d: n for d, n in zip(first, shape, strict=True) if isinstance(d, str)}
-    inputs: dict[str, Any] = {graph.inputs[0].name: np.zeros(shape, dtype=graph.inputs[0].dtype)}
-    for port in graph.inputs[1:]:
-        sizes = tuple(d if isinstance(d, int) else named.get(d or "", batch) for d in port.dims or ())
-        inputs[port.name] = np.zeros(checked_size(sizes), dtype=port.dtype)
-    if graph.lengths:
-        inputs[graph.lengths] = np.full(batch, steps, dtype=np.int32)
     try:
-        checked_size(shape)
-        values, _, _ = graph.evaluate(params, inputs)
+        inputs: dict[str, Any] = {graph.inputs[0].name: np.zeros(checked_size(shape), dtype=graph.inputs[0].dtype)}
+        for port in graph.inputs[1:]:
+            sizes = tuple(d if isinstance(d, int) else named.get(d or "", batch) for d in port.dims or ())
+            inputs[port.name] = np.zeros(checked_size(sizes), dtype=port.dtype)
+        if graph.lengths:
+            inputs[graph.lengths] = np.full(batch, steps, dtype=np.int32)
+        values, _, _ = replace(graph, nodes=graph.nodes[:count]).evaluate(params, inputs)
     except InputError:
         return None
-    for node in graph.nodes:
-        if node.op in RECURRENT:
-            seen = _shape(values[node.inputs[0]])[:2]
-            if (seen[::-1] if node.get("layout", 0) else seen) != (steps, batch):
-                return None
-    found = _shape(values[graph.outputs[0].name])
-    batch_axis, time_axis = (found.index(n) if n in found else None for n in (batch, steps))
-    return batch_axis, None if time_axis == batch_axis else time_axis
+    recurrent = [node for node in graph.nodes if node.op in RECURRENT and node.inputs[0] in values]
+    for node in recurrent:
+        seen = _shape(values[node.inputs[0]])[:2]
+        if (seen[::-1] if node.get("layout", 0) else seen) != (steps, batch):
+            return None
+    has_time = len(first) > 2 or not graph.inputs[0].floating
+    if graph.outputs[0].name in values:
+        found = _shape(values[graph.outputs[0].name])
+        batch_axis, time_axis = (found.index(n) if n in found else None for n in (batch, steps))
+        return batch_axis, time_axis if has_time and time_axis != batch_axis else None
+    if not recurrent:
+        return None
+    keeps_time = len(graph.outputs[0].dims or ()) > 2
+    return (1, 0) if time_first and keeps_time else (0, 1 if keeps_time else None)
 
 
 def _shape(value: Any) -> tuple[int, ...]:

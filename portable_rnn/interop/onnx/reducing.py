@@ -116,13 +116,13 @@ def _reduction(reduce: Callable[..., tuple[Array, Callable[[Array], Array]]]) ->
 
     def function(call: Call, x: Array, axes: Any = None) -> Result:
         xp = call.xp
-        chosen = axes_of(call, axes, x.ndim)
+        chosen = axes_of(call, axes, max(x.ndim, 1))  # exporters write axis 0 for a scalar, too
+        if x.ndim == 0:
+            return (x,), lambda dy: (dy, None)
         if not chosen:
             if call.node.get("noop_with_empty_axes", 0):
                 return (x,), lambda dy: (dy, None)
             chosen = tuple(range(x.ndim))
-        if not chosen:
-            return (x,), lambda dy: (dy, None)
         y, back = reduce(xp, x, chosen)
         kept = tuple(y.shape)
         shape = kept if call.node.get("keepdims", 1) else tuple(n for k, n in enumerate(kept) if k not in chosen)
