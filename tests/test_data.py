@@ -184,9 +184,7 @@ def test_read_csv_unknown_column_suggests_a_near_one(write: Write) -> None:
     text = message(lambda: read_csv(path, target="temprature"))
     assert "('Temperature', 'wind')" in text
     assert "did you mean 'Temperature'?" in text
-    assert "received 'zzz': name one of these" in message(
-        lambda: read_csv(path, target="wind", inputs=["zzz"])
-    )
+    assert "received 'zzz': name one of these" in message(lambda: read_csv(path, target="wind", inputs=["zzz"]))
     assert "'when'" in message(lambda: read_csv(path, target="wind", time="when"))
     assert "did you mean 'CO2'?" in message(lambda: read_csv(write("CO2\n1\n"), target="co2"))
 
@@ -245,15 +243,11 @@ def test_read_csv_gaps_and_infinities(write: Write, cell: str, problem: str) -> 
 
 
 def test_read_csv_blank_line_inside_one_column_is_an_empty_cell(write: Write) -> None:
-    assert "an empty cell in row 2 (line 3)" in message(
-        lambda: read_csv(write("a\n1\n\n2\n"), target="a")
-    )
+    assert "an empty cell in row 2 (line 3)" in message(lambda: read_csv(write("a\n1\n\n2\n"), target="a"))
 
 
 def test_read_csv_column_without_any_value(write: Write) -> None:
-    assert "column 'b', received an empty cell" in message(
-        lambda: read_csv(write("a,b\n1,\n2,\n"), target="a")
-    )
+    assert "column 'b', received an empty cell" in message(lambda: read_csv(write("a,b\n1,\n2,\n"), target="a"))
 
 
 @pytest.mark.parametrize(("row", "cells"), [("3", 1), ("3,4,5", 3), ("", 0)])
@@ -314,9 +308,7 @@ def test_windows_agree_with_a_loop(
     x, y = windows(values, targets, window, horizon)
     assert x.dtype == y.dtype == dtype
     np.testing.assert_array_equal(x, np.stack([values[i : i + window] for i in starts]))
-    np.testing.assert_array_equal(
-        y, np.stack([targets[i + window : i + window + horizon] for i in starts])
-    )
+    np.testing.assert_array_equal(y, np.stack([targets[i + window : i + window + horizon] for i in starts]))
 
 
 def test_windows_are_copies_that_can_be_written() -> None:
@@ -349,9 +341,7 @@ def test_windows_errors() -> None:
     window=st.integers(1, 6),
     horizon=st.integers(1, 4),
 )
-def test_split_of_windows_keeps_test_rows_off_train_rows(
-    n: int, fraction: float, window: int, horizon: int
-) -> None:
+def test_split_of_windows_keeps_test_rows_off_train_rows(n: int, fraction: float, window: int, horizon: int) -> None:
     rows = np.arange(n + window + horizon - 1)
     x, y = windows(rows[:, None], rows, window, horizon)
     try:
@@ -417,11 +407,7 @@ def test_standardizer_round_trip(values: np.ndarray) -> None:
     np.testing.assert_array_equal(again.std, scaler.std)
 
 
-@given(
-    hnp.arrays(
-        np.float64, (12, 2), elements=st.integers(-1000, 1000).map(lambda number: number / 8)
-    )
-)
+@given(hnp.arrays(np.float64, (12, 2), elements=st.integers(-1000, 1000).map(lambda number: number / 8)))
 def test_standardizer_gives_mean_0_and_std_1(values: np.ndarray) -> None:
     scaler = Standardizer.fit(values)
     result = scaler.transform(values)
@@ -454,9 +440,7 @@ def test_standardizer_dtypes() -> None:
 def test_standardizer_computes_float32_in_float64() -> None:
     values = (2**24 + np.arange(4, dtype=np.float64) * 2).astype(np.float32)
     scaler = Standardizer.fit(values)
-    np.testing.assert_allclose(
-        scaler.transform(values), np.array([-3, -1, 1, 3]) / 5**0.5, rtol=1e-6
-    )
+    np.testing.assert_allclose(scaler.transform(values), np.array([-3, -1, 1, 3]) / 5**0.5, rtol=1e-6)
 
 
 def test_standardizer_of_one_column_takes_any_shape() -> None:
@@ -479,9 +463,7 @@ def test_standardizer_is_frozen_to_the_numbers() -> None:
 
 def test_standardizer_errors() -> None:
     assert "at least one row" in message(lambda: Standardizer.fit(np.zeros((0, 2))))
-    assert "received nan in row 1, column 0" in message(
-        lambda: Standardizer.fit([[0.0, 1.0], [np.nan, 1.0]])
-    )
+    assert "received nan in row 1, column 0" in message(lambda: Standardizer.fit([[0.0, 1.0], [np.nan, 1.0]]))
     assert "received inf in row 0, column 1" in message(lambda: Standardizer.fit([[0.0, np.inf]]))
     scaler = Standardizer.fit(np.zeros((3, 2)))
     assert "expected 2 columns" in message(lambda: scaler.transform(np.zeros((4, 3))))
@@ -489,9 +471,7 @@ def test_standardizer_errors() -> None:
     assert "one shape" in message(lambda: Standardizer(np.zeros(2), np.ones(3)))
     assert "one shape" in message(lambda: Standardizer(np.zeros((1, 2)), np.ones((1, 2))))
     for mean, std in ((0.0, 0.0), (0.0, -1.0), (np.nan, 1.0), (0.0, np.inf)):
-        assert "positive" in message(
-            lambda mean=mean, std=std: Standardizer(np.array([mean]), np.array([std]))
-        )
+        assert "positive" in message(lambda mean=mean, std=std: Standardizer(np.array([mean]), np.array([std])))
 
 
 @pytest.mark.parametrize("data", [{}, {"mean": [0.0]}, {"mean": ["a"], "std": [1.0]}, None])
@@ -510,9 +490,7 @@ def test_last_value_repeats_the_last() -> None:
 
 
 @given(window=st.integers(1, 9), horizon=st.integers(1, 12), period=st.integers(1, 9))
-def test_same_time_last_period_is_exact_on_a_periodic_series(
-    window: int, horizon: int, period: int
-) -> None:
+def test_same_time_last_period_is_exact_on_a_periodic_series(window: int, horizon: int, period: int) -> None:
     series = np.arange(40) % period
     x, y = windows(series[:, None], series, window, horizon)
     if window < period:
@@ -525,9 +503,7 @@ def test_same_time_last_period_is_exact_on_a_periodic_series(
 def test_baseline_errors() -> None:
     for shape in ((3,), (3, 4, 1)):
         assert "x[:, :, 0]" in message(lambda shape=shape: last_value(np.zeros(shape), 1))
-        assert "x[:, :, 0]" in message(
-            lambda shape=shape: same_time_last_period(np.zeros(shape), 1, 1)
-        )
+        assert "x[:, :, 0]" in message(lambda shape=shape: same_time_last_period(np.zeros(shape), 1, 1))
     assert "horizon: expected" in message(lambda: last_value(np.zeros((2, 3)), 0))
     assert "period: expected" in message(lambda: same_time_last_period(np.zeros((2, 3)), 1, 0))
 
@@ -543,10 +519,7 @@ def test_baseline_errors() -> None:
 def test_pad_sequences_keeps_every_value_and_adds_zeros(
     lengths: list[int], features: int, dtype: type[np.generic]
 ) -> None:
-    sequences = [
-        philox(i).integers(1, 9, (length, features)).astype(dtype)
-        for i, length in enumerate(lengths)
-    ]
+    sequences = [philox(i).integers(1, 9, (length, features)).astype(dtype) for i, length in enumerate(lengths)]
     x, found = pad_sequences(sequences)
     assert x.shape == (len(lengths), max(lengths), features)
     assert x.dtype == dtype

@@ -118,11 +118,7 @@ def test_known_co2_and_its_filled_gap() -> None:
 
 
 def test_all_files_together_are_small() -> None:
-    files = [
-        path
-        for path in resources.files("portable_rnn.datasets").iterdir()
-        if path.name != "__pycache__"
-    ]
+    files = [path for path in resources.files("portable_rnn.datasets").iterdir() if path.name != "__pycache__"]
     packed = [path for path in files if path.name.endswith(".csv.gz")]
     assert len(packed) == 4
     assert sum(len(path.read_bytes()) for path in files) < 100_000
@@ -139,21 +135,16 @@ def test_loading_imports_neither_pandas_nor_a_network_client() -> None:
         "import sys, portable_rnn.datasets as d; d.load_co2(); "
         "print(sorted({'pandas', 'urllib.request', 'http.client'} & set(sys.modules)))"
     )
-    result = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True
-    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
 
 
 @pytest.mark.skipif(
-    importlib.util.find_spec("vega_datasets") is None
-    or importlib.util.find_spec("statsmodels") is None,
+    importlib.util.find_spec("vega_datasets") is None or importlib.util.find_spec("statsmodels") is None,
     reason="vega_datasets and statsmodels, which the files are made from, are not installed",
 )
 def test_script_makes_the_shipped_files() -> None:
     script = Path(__file__).parent.parent / "benchmarks" / "make_datasets.py"
-    result = subprocess.run(
-        [sys.executable, str(script), "--check"], capture_output=True, text=True, check=False
-    )
+    result = subprocess.run([sys.executable, str(script), "--check"], capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stdout + result.stderr
     assert result.stdout.count("the same") == 4
