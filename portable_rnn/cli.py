@@ -346,7 +346,7 @@ def _report(result: Result, *, brief: bool = False) -> None:
         stopped = f"stopped after {len(history.loss)}" if history.stopped else f"ran {len(history.loss)}"
         _say(f"Network: {weights:,} weights, on {model.backend}; it learns what {recipe.reference!r} leaves over")
         _say(f"Rows in time order: {recipe.window:,} looked at only, {sizes}")
-        _say(f"Training {stopped} epochs, {sum(history.seconds):.1f} s; the weights of epoch {best} were kept")
+        _say(f"Training {stopped} epochs; the weights of epoch {best}, the best in validation, were kept")
     rows = [(f"error on {len(result.truth):,} test forecasts", f"MAE{unit}", f"RMSE{unit}")]
     rows += [(s.name, _number(s.mean_absolute), _number(s.root_mean_square)) for s in result.scores]
     _say_table(rows, right=(1, 2))
