@@ -132,9 +132,10 @@ def run_direction_backward(
         if zoneout is None:
             dstart, dz, emitted = cell.step_backward(xp, w, residual, dnew, drop)
         else:
-            dcell = tuple(d - kept * d for d, kept in zip(dnew, zoneout, strict=True))
+            dkept = tuple(kept * d for d, kept in zip(dnew, zoneout, strict=True))
+            dcell = tuple(d - of_kept for d, of_kept in zip(dnew, dkept, strict=True))
             dstart, dz, emitted = cell.step_backward(xp, w, residual, dcell, drop)
-            dstart = tuple(d + kept * dn for d, dn, kept in zip(dstart, dnew, zoneout, strict=True))
+            dstart = tuple(d + of_kept for d, of_kept in zip(dstart, dkept, strict=True))
         norm = xp.sqrt(xp.sum(dnew[0] * dnew[0])) if watch else None
         dold = _where_not(xp, reset, dstart)
         if valid is not None:

@@ -15,6 +15,7 @@ from trees import flat, mapped, relative_error
 
 import portable_rnn as prnn
 from portable_rnn.activations import ACTIVATIONS, activation
+from portable_rnn.layer import chosen, keep_mask, random_generator
 
 KINDS: dict[str, tuple[type[prnn.Layer], dict[str, Any]]] = {
     "rnn": (prnn.RNN, {}),
@@ -325,6 +326,29 @@ def test_without_masks_zoneout_is_its_expectation(name: str) -> None:
     all_new, all_old = (everything(with_zoneout_masks(case, f)) for f in (np.zeros_like, np.ones_like))
     expected = mapped(lambda new, old: 0.7 * new + 0.3 * old, all_new, all_old)
     assert relative_error(everything(dataclasses.replace(case, masks=None)), expected) < 1e-13
+
+
+@pytest.mark.parametrize("p", [0.5, 0.3, 1e-6, 1 / 3])
+@pytest.mark.parametrize("shape", [(1,), (7, 3), (100, 50, 40)])
+def test_masks_have_their_probability(p: float, shape: tuple[int, ...]) -> None:
+    dropped = keep_mask(random_generator(0), shape, p)
+    assert dropped.dtype == np.float32
+    assert dropped.shape == shape
+    assert set(np.unique(dropped)) <= {np.float32(0), np.float32(1 / (1 - p))}
+    share = np.mean(dropped == 0)
+    assert abs(share - p) < 5 * np.sqrt(p * (1 - p) / dropped.size) + 1 / dropped.size
+
+
+def test_a_probability_finer_than_its_random_bits() -> None:
+    """16 bits leave one entry in 65,536 open, and p may be smaller than that."""
+    p = 0.4 / 65536
+    count = sum(np.count_nonzero(chosen(random_generator(seed), (10**6,), p)) for seed in range(10))
+    assert abs(count - 1e7 * p) < 5 * np.sqrt(1e7 * p)
+
+
+def test_masks_of_a_seed_are_the_same_everywhere() -> None:
+    found = chosen(random_generator(0), (20,), 0.3)
+    assert "".join("01"[int(c)] for c in found) == "11011011000000111100"
 
 
 def test_zoneout_masks_follow_the_probability_and_the_state() -> None:
