@@ -20,7 +20,7 @@ from .data import Table, read_csv
 from .datasets import load_seattle_temps
 from .errors import InputError, MissingDependencyError, NonFiniteError
 from .forecaster import forecast_lines, load_forecaster
-from .forecasting import CELLS, Result, Settings, demo, train_forecaster
+from .forecasting import CELLS, Result, Settings, demo, train_forecaster, yesterday_and_change
 from .namespace import DTYPES, NAMES, Backend, BackendInfo, backends, enable_float64
 from .namespace import backend as as_backend
 from .plotting import check_picture
@@ -117,6 +117,9 @@ def _demo(args: argparse.Namespace) -> None:
     _say("In: the last 24 hours, which are 25 readings (the first is the same hour yesterday). Out: the next 6 hours.")
     result = demo(target, seed=args.seed)
     _report(result)
+    rule = _number(float(np.abs(yesterday_and_change(result) - result.truth).mean()))
+    _say(f"For comparison, a rule without learning, yesterday's value plus the change since then, has MAE {rule}: days")
+    _say("this alike are nearly all that a forecast can know here.")
     _keep(result, args.save, plot, title="Hourly temperature normals of Seattle (NOAA): 24 hours in, 6 hours out")
 
 

@@ -28,7 +28,7 @@ from .recurrent import GRU, LSTM, RNN, check_positive_integer
 from .timesteps import TimeStep
 from .typing import Array
 
-__all__ = ["Result", "Score", "Settings", "demo", "train_forecaster"]
+__all__ = ["Result", "Score", "Settings", "demo", "train_forecaster", "yesterday_and_change"]
 
 CELLS = {"rnn": RNN, "lstm": LSTM, "gru": GRU}
 _VALIDATION_FRACTION = 0.125
@@ -232,6 +232,21 @@ def demo(backend: str | Backend | None = None, *, epochs: int = 20, seed: int = 
     table = Table(data.columns, data.values, times, data.columns[0], data.values[:, 0])
     settings = Settings(window=25, horizon=6, epochs=epochs, seed=seed)
     return train_forecaster(table, settings, backend=backend, unit=data.units[0], progress=progress)
+
+
+def yesterday_and_change(result: Result) -> NDArray[np.float64]:
+    """What the demo's network is up against: yesterday's value plus the change from then to now, (N, horizon).
+
+    A stronger rule than the two baselines where, as in climate normals, a day is the day before and a little drift.
+
+    Parameters
+    ----------
+    result : Result
+        Of a forecaster that sees the change since a period earlier.
+    """
+    recipe = result.forecaster.recipe
+    earlier = result.past[:, -1 - (recipe.period or 0)]
+    return result.baselines[recipe.seasonal] + (result.past[:, -1] - earlier)[:, None]
 
 
 @dataclass(frozen=True)

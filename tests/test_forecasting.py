@@ -13,7 +13,7 @@ import pytest
 import portable_rnn as prnn
 from portable_rnn.data import Table
 from portable_rnn.forecaster import LAST_VALUE, Forecaster, Recipe, forecast_lines, load_forecaster
-from portable_rnn.forecasting import Settings, demo, train_forecaster
+from portable_rnn.forecasting import Settings, demo, train_forecaster, yesterday_and_change
 from portable_rnn.timesteps import TimeStep, time_text
 
 SMALL = Settings(hidden_size=4, window=10, horizon=3, period=8, epochs=2, batch_size=64)
@@ -341,3 +341,6 @@ def test_demo_beats_both_baselines() -> None:
     assert yesterday.name == "same hour yesterday"
     assert own.mean_absolute < 0.7 * yesterday.mean_absolute < last.mean_absolute
     assert result.parts["test"] == slice(7008, 8760)
+    rule = yesterday_and_change(result)
+    series = np.concatenate([result.past[7], result.truth[7]])
+    np.testing.assert_allclose(rule[7], series[1:7] + series[24] - series[0])
