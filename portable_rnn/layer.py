@@ -287,7 +287,8 @@ def chosen(rng: np.random.Generator, shape: Iterable[int], p: float) -> np.ndarr
 
 def keep_mask(rng: np.random.Generator, shape: Iterable[int], p: float) -> np.ndarray[Any, Any]:
     """A dropout mask, 0 with probability `p` and else ``1 / (1 - p)``; float32, which every backend widens exactly."""
-    return np.logical_not(chosen(rng, shape, p)) * np.float32(1 / (1 - p))
+    kept: np.ndarray[Any, Any] = ~chosen(rng, shape, p)
+    return kept.astype(np.float32) * np.float32(1 / (1 - p))
 
 
 def choice_mask(rng: np.random.Generator, shape: Iterable[int], p: float) -> np.ndarray[Any, Any]:
