@@ -118,8 +118,8 @@ def _demo(args: argparse.Namespace) -> None:
     result = demo(target, seed=args.seed)
     _report(result)
     rule = _number(float(np.abs(yesterday_and_change(result) - result.truth).mean()))
-    _say(f"For comparison, a rule without learning, yesterday's value plus the change since then, has MAE {rule}: days")
-    _say("this alike are nearly all that a forecast can know here.")
+    _say("A rule without learning is hard to beat on data this smooth: yesterday's value plus the change since then")
+    _say(f"has MAE {rule}.")
     _keep(result, args.save, plot, title="Hourly temperature normals of Seattle (NOAA): 24 hours in, 6 hours out")
 
 
