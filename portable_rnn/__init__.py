@@ -28,6 +28,8 @@ from .streaming import Stream
 from .version import __version__
 
 if TYPE_CHECKING:
+    from .interop.keras import from_keras
+    from .interop.keras_export import to_keras
     from .interop.onnx.importing import from_onnx
     from .interop.onnx.writing import to_onnx
     from .interop.torch import from_torch
@@ -76,6 +78,7 @@ __all__ = [
     "dsigmoid",
     "dtanh",
     "exponential_decay",
+    "from_keras",
     "from_onnx",
     "from_torch",
     "gradient_flow",
@@ -87,6 +90,7 @@ __all__ = [
     "sgd",
     "sigmoid",
     "tanh",
+    "to_keras",
     "to_numpy",
     "to_onnx",
     "to_torch",
@@ -97,7 +101,9 @@ __all__ = [
 _LAZY = {
     "from_onnx": "interop.onnx.importing",
     "to_onnx": "interop.onnx.writing",
+    "from_keras": "interop.keras",
     "from_torch": "interop.torch",
+    "to_keras": "interop.keras_export",
     "to_torch": "interop.torch_export",
 }
 

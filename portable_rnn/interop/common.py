@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
@@ -18,7 +19,17 @@ from ..model import Model
 from ..namespace import Backend, asarray
 from ..typing import Array
 
-__all__ = ["POOLINGS", "Piece", "Source", "assemble", "first_line", "model_of", "name_of_type", "require"]
+__all__ = [
+    "POOLINGS",
+    "Piece",
+    "Source",
+    "assemble",
+    "first_line",
+    "model_of",
+    "name_of_type",
+    "refuse_options",
+    "require",
+]
 
 POOLINGS: dict[str, Callable[[], Layer]] = {"last": Last, "ends": Ends, "mean": Mean, "max": Max}
 HostParams = dict[str, np.ndarray[Any, Any]]
@@ -110,6 +121,22 @@ def first_line(error: BaseException) -> str:
     """What another library's exception says, in at most a line."""
     text = str(error).strip() or type(error).__name__
     return text.splitlines()[0].rstrip(".")[:200]
+
+
+def refuse_options(layer: Layer, supported: Collection[str], framework: str, where: str = "") -> None:
+    """Raise InputError where a layer uses an option that a framework's has no counterpart of.
+
+    Examples
+    --------
+    >>> import portable_rnn as prnn
+    >>> refuse_options(prnn.RNN(1, 2, clip=3.0), {"input_size", "hidden_size"}, "torch")
+    Traceback (most recent call last):
+    portable_rnn.errors.InputError: RNN(1, 2, clip=3.0): torch's RNN has no clip=3.0
+    """
+    for option in dataclasses.fields(layer):
+        value = getattr(layer, option.name)
+        if option.name not in supported and value != option.default:
+            raise InputError(f"{where}{layer}: {framework}'s {type(layer).__name__} has no {option.name}={value!r}")
 
 
 def assemble(pieces: Sequence[Piece]) -> tuple[Layer, HostParams]:

@@ -13,21 +13,16 @@ from ..layers import Dropout, Embedding, Last, Linear, Max, Mean, Sequential
 from ..model import Model
 from ..namespace import to_numpy
 from ..recurrent import GRU, LSTM, RNN
-from .common import Piece, require
+from .common import Piece, refuse_options, require
 from .selftest import check_piece
 
 __all__ = ["to_torch"]
 
-# Options of the recurrent layers that torch's modules have no counterpart for, with the value that means "not used"
-_UNUSED: dict[str, Any] = {
-    "recurrent_dropout": 0.0,
-    "zoneout": 0.0,
-    "clip": None,
-    "peepholes": False,
-    "coupled": False,
-    "reset_after": True,
-    "recurrent_activation": "sigmoid",
-    "activation": "tanh",
+_COMMON = {"input_size", "hidden_size", "num_layers", "bias", "bidirectional", "reverse", "dropout"}
+_SUPPORTED: dict[Any, set[str]] = {
+    RNN: _COMMON | {"nonlinearity"},
+    LSTM: _COMMON | {"proj_size", "output_activation"},
+    GRU: _COMMON,
 }
 
 
@@ -99,7 +94,7 @@ def _module(torch: Any, layer: Layer, where: str) -> Any:
     if isinstance(layer, Sequential):
         parts = [_module(torch, part, f"layer {k}") for k, part in enumerate(layer.layers)]
         return ours.Chain(*parts)
-    if isinstance(layer, (RNN, LSTM, GRU)):
+    if type(layer) in _SUPPORTED:
         return _recurrent(nn, ours, layer, where)
     if isinstance(layer, Linear):
         return nn.Linear(layer.in_features, layer.out_features, layer.bias)
@@ -129,18 +124,15 @@ def _module(torch: Any, layer: Layer, where: str) -> Any:
 
 def _recurrent(nn: Any, ours: Any, layer: Any, where: str) -> Any:
     kind = type(layer).__name__
-    for option, unused in _UNUSED.items():
-        value = getattr(layer, option, unused)
-        if value != unused:
-            raise InputError(f"{where} is {layer}: torch.nn.{kind} has no {option}={value!r}")
+    refuse_options(layer, _SUPPORTED[type(layer)], "torch", f"{where} is ")
     options: dict[str, Any] = {}
     if isinstance(layer, RNN):
         if layer.nonlinearity not in ("tanh", "relu"):
-            raise InputError(f"{where} is {layer}: torch.nn.RNN has 'tanh' and 'relu', no {layer.nonlinearity!r}")
+            raise InputError(f"{where} is {layer}: torch's RNN has 'tanh' and 'relu', no {layer.nonlinearity!r}")
         options["nonlinearity"] = layer.nonlinearity
     if isinstance(layer, LSTM):
         if layer.output_activation not in (None, "tanh"):
-            raise InputError(f"{where} is {layer}: torch.nn.LSTM has no output_activation={layer.output_activation!r}")
+            raise InputError(f"{where} is {layer}: torch's LSTM has no output_activation={layer.output_activation!r}")
         options["proj_size"] = int(layer.proj_size)
     cls = getattr(ours, f"Reversed{kind}") if layer.reverse else getattr(nn, kind)
     return cls(
