@@ -213,7 +213,7 @@ def test_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
     assert "MAE (°F)  RMSE (°F)" in out
     assert "beats 'same hour yesterday' by" in out
     assert "beats 'last value' by" in out
-    assert "a rule without learning" in out
+    assert "A rule without learning" in out
     assert "has MAE 0.0527" in out
     assert "step/s" in err
     model, picture = tmp_path / "seattle-temps-forecast.safetensors", tmp_path / "seattle-temps-forecast.png"
