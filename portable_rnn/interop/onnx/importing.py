@@ -156,7 +156,7 @@ def _axes(
     if graph.outputs[0].name in values:
         found = _shape(values[graph.outputs[0].name])
         batch_axis, time_axis = (found.index(n) if n in found else None for n in (batch, steps))
-        return batch_axis, time_axis if has_time and time_axis != batch_axis else None
+        return batch_axis, time_axis if has_time and batch_axis not in (None, time_axis) else None
     if not recurrent:
         return None
     keeps_time = len(graph.outputs[0].dims or ()) > 2

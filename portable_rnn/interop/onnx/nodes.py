@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -15,6 +16,7 @@ __all__ = ["Call", "Constant", "Host", "Node", "Operator", "Port", "checked_size
 
 # Arrays whose size stands in the data (Expand, ConstantOfShape, Range, Tile): more elements than this are refused.
 MAX_ELEMENTS = 2**27
+MAX_AXES = 32
 
 
 @dataclass(frozen=True)
@@ -103,10 +105,11 @@ class Port:
         return np.dtype(self.dtype).kind == "f"
 
     def __str__(self) -> str:
-        shape = (
-            "of any shape" if self.dims is None else f"({', '.join('?' if d is None else str(d) for d in self.dims)})"
-        )
-        return f"{self.name} {shape} {self.dtype}"
+        sizes = "of any shape"
+        if self.dims is not None:
+            sizes = f"({', '.join('?' if d is None else str(d) for d in self.dims)})"
+        shown = f"{self.name} {sizes} {self.dtype}"
+        return shown if shown.isprintable() else repr(shown)
 
 
 class Host(NamedTuple):
@@ -173,10 +176,7 @@ def checked_size(shape: Any) -> tuple[int, ...]:
         A size is negative, or there are more than `MAX_ELEMENTS` elements.
     """
     sizes = tuple(int(n) for n in np.asarray(shape).reshape(-1))
-    count = 1
-    for n in sizes:
-        count *= n
-    if any(n < 0 for n in sizes) or count > MAX_ELEMENTS:
+    if any(n < 0 for n in sizes) or len(sizes) > MAX_AXES or math.prod(max(n, 1) for n in sizes) > MAX_ELEMENTS:
         raise InputError(f"asks for an array of shape {sizes}: at most {MAX_ELEMENTS:,} elements are made")
     return sizes
 

@@ -9,6 +9,7 @@ runs (`nodes.MAX_ELEMENTS`). No code of the file is ever run: there is no pickle
 from __future__ import annotations
 
 import importlib
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ import numpy as np
 from ...errors import InputError
 from .elementwise import DTYPES
 from .graph import Graph
-from .nodes import Constant, Node, Port
+from .nodes import MAX_AXES, Constant, Node, Port
 from .operators import OLDEST_OPSET, OPERATORS
 from .recurrent import unit_of
 
@@ -79,7 +80,8 @@ def graph_of(model: Any, folder: Path | None, onnx: Any) -> tuple[Graph, HostPar
     InputError
         Anything in it is unknown, missing, doubled, too large or out of order.
     """
-    opset = _opset(model)
+    _check_text(model)
+    opset = _opset(model, onnx)
     if model.functions:
         model = _inlined(model, onnx)
     proto = model.graph
@@ -123,7 +125,18 @@ def sequence_lens_of(nodes: tuple[Node, ...], inputs: tuple[Port, ...]) -> str:
     return ""
 
 
-def _opset(model: Any) -> int:
+def _check_text(message: Any) -> None:
+    """Names that are not UTF-8 arrive as bytes: refuse them once, for all that follows."""
+    for field, value in message.ListFields():
+        if field.type == field.TYPE_STRING:
+            if any(isinstance(v, bytes) for v in ([value] if isinstance(value, (bytes, str)) else value)):
+                raise InputError(f"the file has a {field.name} that is not text: it is damaged")
+        elif field.type == field.TYPE_MESSAGE:
+            for inner in [value] if hasattr(value, "ListFields") else value:
+                _check_text(inner)
+
+
+def _opset(model: Any, onnx: Any) -> int:
     versions = {entry.domain: entry.version for entry in model.opset_import}
     version = versions.get("", versions.get("ai.onnx"))
     if version is None:
@@ -132,6 +145,8 @@ def _opset(model: Any) -> int:
         raise InputError(
             f"the file has operator set {version}: {OLDEST_OPSET} is the oldest that is read; export it anew"
         )
+    if version > onnx.defs.onnx_opset_version():
+        raise InputError(f"operator set {version} is not in the installed onnx {onnx.__version__}: upgrade onnx")
     return int(version)
 
 
@@ -172,12 +187,13 @@ def _check_order(nodes: tuple[Node, ...], inputs: list[str], initializers: list[
 
 
 def _node(proto: Any, opset: int, folder: Path | None, onnx: Any) -> Node:
-    where = f"{proto.op_type} node {proto.name or next((n for n in proto.output if n), '')!r}"
+    kind = proto.op_type if proto.op_type.isidentifier() else repr(proto.op_type)
+    where = f"{kind} node {proto.name or next((n for n in proto.output if n), '')!r}"
     if proto.domain not in ("", "ai.onnx"):
         raise InputError(f"{where}: operators of domain {proto.domain!r} are not known")
     operator = OPERATORS.get(proto.op_type)
     if operator is None:
-        raise InputError(f"{where}: operator {proto.op_type!r} is not known; known are {', '.join(sorted(OPERATORS))}")
+        raise InputError(f"{where}: operator {proto.op_type!r} is not known, {len(OPERATORS)} others are")
     try:
         schema = onnx.defs.get_schema(proto.op_type, opset, "")
     except (onnx.defs.SchemaError, TypeError, OverflowError) as error:
@@ -272,17 +288,15 @@ def array_of(tensor: Any, folder: Path | None) -> np.ndarray[Any, Any]:
     InputError
         Its shape and its data don't fit, its dtype is not a plain number, or its data lie outside the folder.
     """
-    name = tensor.name or "an array"
+    name = repr(tensor.name) if tensor.name else "an array"
     dtype = DTYPES.get(tensor.data_type)
     if dtype is None:
         raise InputError(f"{name} has data type {tensor.data_type}, which is not a plain number")
     shape = tuple(int(n) for n in tensor.dims)
-    count = 1
-    for n in shape:
-        count *= n
+    count = math.prod(shape)
     size = count * np.dtype(dtype).itemsize
-    if any(n < 0 for n in shape):
-        raise InputError(f"{name} has shape {shape}")
+    if any(n < 0 for n in shape) or len(shape) > MAX_AXES or math.prod(max(n, 1) for n in shape) > MAX_BYTES:
+        raise InputError(f"{name} has shape {shape}, of which no array can be")
     if tensor.HasField("segment"):
         raise InputError(f"{name} is in segments, which are not read")
     if tensor.data_location == 1:
@@ -324,7 +338,7 @@ def _external(name: str, tensor: Any, size: int, folder: Path | None) -> bytes:
         raise InputError(f"{name} has its data in {location!r}: expected a file in the model's own folder")
     if offset < 0 or length != size or offset + length > available:
         raise InputError(
-            f"{name} needs {size:,} bytes, {location} is to give {length:,} from {offset:,} on and has {available:,}"
+            f"{name} needs {size:,} bytes, {location!r} is to give {length:,} from {offset:,} on and has {available:,}"
         )
     with path.open("rb") as file:
         file.seek(offset)
