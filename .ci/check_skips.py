@@ -29,8 +29,9 @@ def outcomes(report: Path) -> tuple[Counter[str], Counter[str]]:
         elif skip.get("type") != "pytest.xfail":
             counts["skipped"] += 1
             message = skip.get("message") or ""
-            # where a whole module was skipped, the reason is in the text alone
-            reasons[(skip.text or "" if message == "collection skipped" else message).strip()] += 1
+            if message == "collection skipped":  # of a whole module: the reason is in the text alone
+                message = skip.text or ""
+            reasons[message.strip().partition("\n")[0]] += 1  # below the first line: hypothesis's example
     return counts, reasons
 
 
