@@ -17,7 +17,7 @@ import onnx
 from onnx import numpy_helper
 
 from portable_rnn.interop.onnx import Graph
-from portable_rnn.interop.onnx.exporting import unpacked
+from portable_rnn.interop.onnx.packing import unpacked
 
 Seq = prnn.Sequential
 FUNCTIONS = ("tanh", "relu", "sigmoid", "softsign", "softplus", "identity", "elu(0.7)", "leaky_relu(0.2)")

@@ -1,4 +1,4 @@
-"""A network of this library as a `Graph`: what each layer is in ONNX's operators, and its parameters in ONNX's order.
+"""A network of this library as a `Graph`: what each layer is in ONNX's operators.
 
 The graph takes x (B, T, ...) with B and T open. Recurrent nodes have ``layout=0``, between transposes, because
 onnxruntime refuses the other. With lengths, what is past a row's end is made zero after every layer, as here.
@@ -11,21 +11,18 @@ from typing import Any
 
 import numpy as np
 
-from ...activations import split_rows
 from ...cells import ElmanCell, GRUCell, LSTMCell
 from ...composite import Activation, Ends, Flip, Merge, SharedDropout, Softmax
 from ...errors import InputError
 from ...layer import Layer
 from ...layers import Dropout, Embedding, Last, Linear, Max, Mean, Sequential
-from ...recurrence import suffixes
 from ...recurrent import GRU, LSTM, RNN, Recurrent
 from .graph import Graph
 from .nodes import Constant, Node, Port
-from .recurrent import ACTIVATION_NAMES, GATES, PEEPHOLES, SETTINGS
+from .recurrent import ACTIVATION_NAMES, SETTINGS
 
-__all__ = ["OPSET", "graph_of_network", "packed", "unpacked"]
+__all__ = ["OPSET", "flat", "graph_of_network", "node_of_cell"]
 
-HostParams = dict[str, np.ndarray[Any, Any]]
 OPSET = 17
 LENGTHS = "lengths"
 _STEP_FUNCTIONS = {ours: name for name, ours in ACTIVATION_NAMES.items() if name not in ("Affine", "ScaledTanh")}
@@ -124,7 +121,7 @@ def graph_of_network(network: Layer, dtype: str, lengths: bool) -> Graph:
     """
     if isinstance(network, Graph):
         raise InputError("the network is a graph already")
-    layers = _flat(network, "")
+    layers = flat(network, "")
     has_time = any(layer.needs_time for _, layer in layers)
     if lengths and not has_time:
         raise InputError("lengths=True needs a network with a time axis")
@@ -151,10 +148,10 @@ def graph_of_network(network: Layer, dtype: str, lengths: bool) -> Graph:
     return Graph(tuple(nodes), inputs, (out,), weights, constants, OPSET, lengths=name)
 
 
-def _flat(layer: Layer, prefix: str) -> list[tuple[str, Layer]]:
+def flat(layer: Layer, prefix: str) -> list[tuple[str, Layer]]:
     """The layers in order with the prefixes of their parameters."""
     if isinstance(layer, Sequential):
-        return [pair for k, inner in enumerate(layer.layers) for pair in _flat(inner, f"{prefix}{k}.")]
+        return [pair for k, inner in enumerate(layer.layers) for pair in flat(inner, f"{prefix}{k}.")]
     return [(prefix, layer)]
 
 
@@ -286,7 +283,7 @@ def _function(spec: str) -> tuple[str, tuple[float, ...]]:
 
 
 def _emit_recurrent(e: Emitter, prefix: str, layer: Any, x: str) -> str:
-    op, functions, attributes = _node_of_cell(layer)
+    op, functions, attributes = node_of_cell(layer)
     if layer.zoneout:
         raise InputError(f"{type(layer).__name__} with zoneout={layer.zoneout} has no form in ONNX's operators")
     directions = 2 if layer.bidirectional else 1
@@ -327,7 +324,7 @@ def _emit_recurrent(e: Emitter, prefix: str, layer: Any, x: str) -> str:
     return y
 
 
-def _node_of_cell(layer: Any) -> tuple[str, tuple[str, ...], dict[str, Any]]:
+def node_of_cell(layer: Any) -> tuple[str, tuple[str, ...], dict[str, Any]]:
     """The operator, its activations and its other attributes."""
     cell = layer.cell
     attributes: dict[str, Any] = {"clip": float(cell.clip)} if getattr(cell, "clip", None) is not None else {}
@@ -344,62 +341,3 @@ def _node_of_cell(layer: Any) -> tuple[str, tuple[str, ...], dict[str, Any]]:
         attributes["input_forget"] = 1
     squash = cell.output_activation or cell.activation
     return "LSTM", (cell.recurrent_activation, cell.activation, squash), attributes
-
-
-def _orders(layer: Any) -> tuple[int, tuple[int, ...], tuple[int, ...]]:
-    """ONNX's number of row blocks, and where ours stand among them and among the peepholes."""
-    op, _, attributes = _node_of_cell(layer)
-    kind = "coupled" if "input_forget" in attributes else op
-    return {"RNN": 1, "GRU": 3, "LSTM": 4}[op], GATES[kind], PEEPHOLES.get(kind, ())
-
-
-def packed(network: Layer, params: HostParams) -> HostParams:
-    """A network's parameters as the weights of its graph."""
-    found: HostParams = {}
-    for prefix, layer in _flat(network, ""):
-        own = {name.removeprefix(prefix): p for name, p in params.items() if name.startswith(prefix)}
-        if not isinstance(layer, (RNN, LSTM, GRU, Recurrent)):
-            found |= {prefix + name: p for name, p in own.items()}
-            continue
-        blocks, order, peepholes = _orders(layer)
-        for k, ends in enumerate(suffixes(layer)):
-            put = {"W": ("weight_ih",), "R": ("weight_hh",), "B": ("bias_ih", "bias_hh"), "P": ("weight_peephole",)}
-            for theirs, ours in put.items():
-                if ours[0] + ends[0] not in own:
-                    continue
-                among = (3, peepholes) if theirs == "P" else (blocks, order)
-                sides = [np.concatenate([_put(own[name + end], *among) for name in ours]) for end in ends]
-                found[f"{prefix}{theirs}_l{k}"] = np.stack(sides)
-    return found
-
-
-def unpacked(network: Layer, arrays: HostParams) -> HostParams:
-    """Reverse `packed`."""
-    found: HostParams = {}
-    for prefix, layer in _flat(network, ""):
-        if not isinstance(layer, (RNN, LSTM, GRU, Recurrent)):
-            found |= {prefix + name: arrays[prefix + name] for name in layer.parameter_shapes()}
-            continue
-        blocks, order, peepholes = _orders(layer)
-        for k, ends in enumerate(suffixes(layer)):
-            for d, end in enumerate(ends):
-                whole = {n: arrays[f"{prefix}{n}_l{k}"][d] for n in "WRBP" if f"{prefix}{n}_l{k}" in arrays}
-                own = {"weight_ih": _take(whole["W"], blocks, order), "weight_hh": _take(whole["R"], blocks, order)}
-                if "B" in whole:
-                    sides = zip(("bias_ih", "bias_hh"), split_rows(whole["B"], 2), strict=True)
-                    own |= {name: _take(side, blocks, order) for name, side in sides}
-                if "P" in whole:
-                    own["weight_peephole"] = _take(whole["P"], 3, peepholes)
-                found |= {prefix + name + end: p for name, p in own.items()}
-    return {name: found[name] for name in network.parameter_shapes()}
-
-
-def _put(p: np.ndarray[Any, Any], blocks: int, order: tuple[int, ...]) -> np.ndarray[Any, Any]:
-    """Our row blocks at their places among ONNX's; zeros where there is none of ours."""
-    parts = split_rows(p, len(order))
-    return np.concatenate([parts[order.index(k)] if k in order else np.zeros_like(parts[0]) for k in range(blocks)])
-
-
-def _take(p: np.ndarray[Any, Any], blocks: int, order: tuple[int, ...]) -> np.ndarray[Any, Any]:
-    parts = split_rows(p, blocks)
-    return np.concatenate([parts[k] for k in order])

@@ -17,9 +17,10 @@ from ...model import Model
 from ...namespace import Backend, asarray
 from ...typing import Array
 from ..common import require
-from .exporting import graph_of_network, unpacked
+from .exporting import graph_of_network
 from .graph import RECURRENT, Graph
 from .nodes import Host, checked_size
+from .packing import unpacked
 from .reading import HostParams, graph_of, read_model
 from .writing import PREFIX
 

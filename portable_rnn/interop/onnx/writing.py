@@ -20,9 +20,10 @@ from ...namespace import to_numpy
 from ...version import __version__
 from ..common import require
 from .elementwise import DTYPES
-from .exporting import graph_of_network, packed
+from .exporting import graph_of_network
 from .graph import Graph
 from .nodes import Constant, Node, Port
+from .packing import packed
 
 __all__ = ["PREFIX", "to_onnx"]
 
