@@ -23,8 +23,8 @@ from trees import flat, relative_error
 import portable_rnn as prnn
 from portable_rnn.normalized_cells import normalize, normalize_backward
 
-# Their own epsilon is 1e-5. In the random cases it is larger: where a variance is of its size, the step of a finite
-# difference has to be small beside its root.
+# Their own epsilon is 1e-5. In the random cases it is larger: the step of a finite difference has to be small beside
+# the root of variance and epsilon.
 WIDE = {"epsilon": 0.01}
 FAMILIES: dict[str, tuple[type[prnn.Layer], dict[str, Any]]] = {
     "layer-norm-lstm": (prnn.LayerNormLSTM, {}),
@@ -42,12 +42,17 @@ def sigmoid(a: np.ndarray) -> np.ndarray:
     return 1 / (1 + np.exp(-a))
 
 
-def layer_norm(a: np.ndarray, epsilon: float) -> np.ndarray:
-    return (a - a.mean()) / np.sqrt(a.var() + epsilon)
-
-
 class Textbook(Reference):
-    """The four cells as their papers write them, one row and one step at a time."""
+    """The four cells as their papers write them, one row and one step at a time.
+
+    A normalisation bends sharply where what it divides by is small, so `kink_margin` counts that in.
+    """
+
+    def _layer_norm(self, a: np.ndarray) -> np.ndarray:
+        deviation = np.sqrt(a.var() + self.layer.epsilon)
+        if np.any(a):  # not the product with a state that is zero
+            self.kink_margin = min(self.kink_margin, float(deviation) / 50)
+        return (a - a.mean()) / deviation
 
     def state_sizes(self) -> tuple[int, ...]:
         hidden = self.layer.hidden_size
@@ -55,23 +60,22 @@ class Textbook(Reference):
 
     def _layernormlstm_step(self, p: Any, x: Any, state: Any, drop: Any) -> Any:
         h, c = state
-        epsilon = self.layer.epsilon
-        a = p["gain_hh"] * layer_norm(p["weight_hh"] @ (h * drop), epsilon)
-        a = a + p["gain_ih"] * layer_norm(p["weight_ih"] @ x, epsilon)
+        a = p["gain_hh"] * self._layer_norm(p["weight_hh"] @ (h * drop))
+        a = a + p["gain_ih"] * self._layer_norm(p["weight_ih"] @ x)
         if self.layer.bias:
             a = a + p["bias_hh"] + p["bias_ih"]
         i, f, g, o = np.split(a, 4)
         c = sigmoid(f) * c + sigmoid(i) * np.tanh(g)
-        inside = p["gain_c"] * layer_norm(c, epsilon)
+        inside = p["gain_c"] * self._layer_norm(c)
         return sigmoid(o) * np.tanh(inside + p["bias_c"] if self.layer.bias else inside), c
 
     def _layernormgru_step(self, p: Any, x: Any, state: Any, drop: Any) -> Any:
         (h,) = state
-        n, epsilon = self.layer.hidden_size, self.layer.epsilon
+        n = self.layer.hidden_size
         parts = []
         for end, value in (("hh", h * drop), ("ih", x)):
             product = p[f"weight_{end}"] @ value
-            halves = [layer_norm(product[: 2 * n], epsilon), layer_norm(product[2 * n :], epsilon)]
+            halves = [self._layer_norm(product[: 2 * n]), self._layer_norm(product[2 * n :])]
             part = p[f"gain_{end}"] * np.concatenate(halves)
             parts.append(part + p[f"bias_{end}"] if self.layer.bias else part)
         m, z = parts
@@ -118,7 +122,7 @@ def hard_case(name: str) -> Case:
     """Two layers, both directions, rows of every kind of length, state, resets, every kind of mask."""
     kind, options = FAMILIES[name]
     layer = kind(2, 3, 2, bidirectional=True, **dropout_of(kind, 0.4, 0.3), **options)
-    return make_case(layer, (4, 3, 2), lengths=[2, 0, 3, 1], with_resets=True, seed=5)
+    return make_case(layer, (4, 3, 2), lengths=[2, 0, 3, 1], with_resets=True, seed=27)
 
 
 @st.composite
