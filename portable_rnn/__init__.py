@@ -28,6 +28,8 @@ from .streaming import Stream
 from .version import __version__
 
 if TYPE_CHECKING:
+    from .interop.equinox import from_equinox
+    from .interop.flax import from_flax
     from .interop.keras import from_keras
     from .interop.keras_export import to_keras
     from .interop.onnx.importing import from_onnx
@@ -78,6 +80,8 @@ __all__ = [
     "dsigmoid",
     "dtanh",
     "exponential_decay",
+    "from_equinox",
+    "from_flax",
     "from_keras",
     "from_onnx",
     "from_torch",
@@ -101,6 +105,8 @@ __all__ = [
 _LAZY = {
     "from_onnx": "interop.onnx.importing",
     "to_onnx": "interop.onnx.writing",
+    "from_equinox": "interop.equinox",
+    "from_flax": "interop.flax",
     "from_keras": "interop.keras",
     "from_torch": "interop.torch",
     "to_keras": "interop.keras_export",
