@@ -175,7 +175,7 @@ def run_segments(
     arXiv:1604.06174.
     """
     parts = _segments(xp, (x, span), reverse, every)
-    outputs: list[Array] = []
+    outputs: list[Any] = []
     starts: list[Any] = []
     for part in parts:
 
@@ -185,9 +185,9 @@ def run_segments(
             return final, (hs, carry)
 
         state, (hs, begun) = scan(xp, segment, state, part, reverse=reverse)
-        outputs.append(_joined(xp, hs))
+        outputs.append(hs)
         starts.append(begun)
-    hs = xp.concat(outputs[::-1] if reverse else outputs, axis=0)
+    hs = _joined(xp, outputs[::-1] if reverse else outputs)
     return hs, state, (x, span, drop, starts)
 
 
@@ -207,8 +207,8 @@ def run_segments_backward(
     x, span, drop, starts = saved
     parts = _segments(xp, (x, span, dhs), reverse, every)
     grads = {name: xp.zeros_like(value) for name, value in p.items()}
-    dinputs: list[Array] = []
-    norms: list[Array] = []
+    dinputs: list[Any] = []
+    norms: list[Any] = []
     for part, begun in zip(parts[::-1], starts[::-1], strict=True):
 
         def segment(carry: Any, inputs: Any) -> tuple[Any, Any]:
@@ -219,11 +219,10 @@ def run_segments_backward(
             return ({name: g + found[name] for name, g in so_far.items()}, dstart), (dx, norm)
 
         (grads, dstate), (dx, norm) = scan(xp, segment, (grads, dstate), (*part, begun), reverse=not reverse)
-        dinputs.append(_joined(xp, dx))
-        if watch:
-            norms.append(_joined(xp, norm))
+        dinputs.append(dx)
+        norms.append(norm)
     order = 1 if reverse else -1
-    return grads, xp.concat(dinputs[::order], axis=0), dstate, xp.concat(norms[::order], axis=0) if watch else None
+    return grads, _joined(xp, dinputs[::order]), dstate, _joined(xp, norms[::order]) if watch else None
 
 
 def _segments(xp: Any, tree: Any, reverse: bool, every: int) -> list[Any]:
@@ -240,11 +239,12 @@ def _segments(xp: Any, tree: Any, reverse: bool, every: int) -> list[Any]:
     return [map_leaves(lambda a, c=c: cut(a, *c), tree) for c in cuts if c[0] < c[1]]
 
 
-def _joined(xp: Any, segments: Any) -> Array:
-    """(N, every, ...) as (N * every, ...)."""
-    if isinstance(segments, list):
-        return xp.concat(segments, axis=0)
-    return xp.reshape(segments, (-1, *segments.shape[2:]))
+def _joined(xp: Any, parts: list[Any]) -> Array:
+    """Parts (N, every, ...), each an array or a list of N arrays, as one (T, ...), copied once."""
+    segments: list[Array] = []
+    for part in parts:
+        segments += part if isinstance(part, list) else [xp.reshape(part, (-1, *part.shape[2:]))]
+    return segments[0] if len(segments) == 1 else xp.concat(segments, axis=0)
 
 
 def _where_not(xp: Any, condition: Array | None, arrays: tuple[Array, ...]) -> tuple[Array, ...]:

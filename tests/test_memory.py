@@ -1,0 +1,51 @@
+"""Recomputed segments and `memory_limit` save the memory they promise, by NumPy's own count of what it allocates."""
+
+from __future__ import annotations
+
+import tracemalloc
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+import portable_rnn as prnn
+
+BATCH, STEPS, FEATURES, HIDDEN = 8, 2000, 32, 128
+
+
+def last_step_network(**options: Any) -> prnn.Layer:
+    return prnn.Sequential(prnn.LSTM(FEATURES, HIDDEN, **options), prnn.Last(), prnn.Linear(HIDDEN, 1))
+
+
+def data() -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((BATCH, STEPS, FEATURES), dtype=np.float32)
+    return x, rng.standard_normal((BATCH, 1), dtype=np.float32)
+
+
+def peak(run: Callable[[], Any]) -> int:
+    """Bytes that a call allocates at the most."""
+    tracemalloc.start()
+    try:
+        run()
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("direction", [{}, {"reverse": True}])
+def test_recomputed_segments_take_less_than_an_eighth(direction: dict[str, bool]) -> None:
+    x, y = data()
+    plain = prnn.Model(last_step_network(**direction))
+    recomputed = prnn.Model(last_step_network(recompute_every=50, **direction))
+    assert peak(lambda: recomputed.loss_and_grad(x, y)) < peak(lambda: plain.loss_and_grad(x, y)) / 8
+
+
+@pytest.mark.parametrize("megabytes", [100, 60])
+def test_an_update_stays_below_its_memory_limit(megabytes: int) -> None:
+    x, y = data()
+    model = prnn.Model(last_step_network())
+    settings: dict[str, Any] = {"epochs": 1, "batch_size": BATCH, "progress": False}
+    assert peak(lambda: model.fit(x, y, **settings)) > 120e6
+    assert peak(lambda: model.fit(x, y, memory_limit=f"{megabytes}MB", **settings)) < megabytes * 1e6
