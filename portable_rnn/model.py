@@ -12,11 +12,12 @@ import numpy as np
 
 from . import training
 from .checkpoint import read_checkpoint, write_checkpoint
+from .checks import check_callbacks, check_classes, check_finite, check_truncation
 from .errors import InputError, NonFiniteError
 from .execution import compiles, jit
 from .history import Epoch, History, Progress, notify, run_callbacks
 from .layer import Layer, checked_marks, padded, random_generator
-from .layers import Embedding, Sequential, check_streams
+from .layers import check_streams
 from .losses import Loss, loss_function, loss_name
 from .memory import limited
 from .namespace import (
@@ -27,7 +28,6 @@ from .namespace import (
     from_host,
     is_array,
     leaves,
-    namespace_of,
     to_numpy,
 )
 from .namespace import backend as as_backend
@@ -328,7 +328,8 @@ class Model:
         x = x_t[:, None, ...]
         self.network.check_input(x, self.backend.xp)
         check_finite("x_t", x_t, None)
-        check_tokens("x_t", self.network, x_t, None)
+        if self.network.takes_integers:
+            self.network.check_values(to_numpy(x_t), None)
         self.network.check_state(state, x.shape[0])
         named = {f"state[{k}]": leaf for k, leaf in enumerate(leaves(state))}
         check_same_backend(self.backend, named, whose="the model is")
@@ -378,7 +379,8 @@ class Model:
         marks = checked_marks(lengths, resets, x)
         host_lengths = None if marks.lengths is None else to_numpy(marks.lengths)
         check_finite("x", x, host_lengths)
-        check_tokens("x", self.network, x, host_lengths)
+        if self.network.takes_integers:
+            self.network.check_values(to_numpy(x), host_lengths)
         return training.Data(x, None, host_lengths, marks.resets)
 
     def checked_data(
@@ -477,84 +479,6 @@ def _model(
     model.metadata, model.loss = dict(metadata), loss
     model._buckets = training.Buckets()
     return model
-
-
-def check_finite(name: str, x: Array, lengths: np.ndarray[Any, Any] | None) -> None:
-    """Raise InputError where floating data hold NaN or infinity before the rows' ends."""
-    xp = namespace_of(x)
-    if not xp.isdtype(x.dtype, "real floating") or training.all_finite(x):
-        return
-    bad = ~np.isfinite(to_numpy(x))
-    if lengths is not None and bad.ndim > 1:
-        valid = np.arange(bad.shape[1])[None, :] < lengths[:, None]
-        bad &= valid.reshape(valid.shape + (1,) * (bad.ndim - 2))
-    if bad.any():
-        where = tuple(int(k) for k in np.argwhere(bad)[0])
-        raise InputError(
-            f"{name} holds {int(bad.sum())} NaN or infinite values, the first at index {where}: "
-            "expected finite numbers; remove or fill them first"
-        )
-
-
-def check_classes(network: Layer, loss: Loss | None, y: Array, lengths: np.ndarray[Any, Any] | None) -> None:
-    """Raise InputError where integer class targets lie outside the network's outputs."""
-    classes = network.out_width(None)
-    if loss is not loss_function("cross_entropy") or classes is None:
-        return
-    bad = _out_of_range(y, classes, lengths)
-    if bad is not None:
-        raise InputError(
-            f"class targets must lie between 0 and {classes - 1} (the network has {classes} outputs), got {bad}"
-        )
-
-
-def check_tokens(name: str, network: Layer, x: Array, lengths: np.ndarray[Any, Any] | None) -> None:
-    """Raise InputError where an Embedding at the start has no row for an integer of x."""
-    first = network
-    while isinstance(first, Sequential):
-        first = first.layers[0]
-    if not isinstance(first, Embedding):
-        return
-    bad = _out_of_range(x, first.num_embeddings, lengths)
-    if bad is not None:
-        raise InputError(
-            f"{name} must lie between 0 and {first.num_embeddings - 1} (the rows of the Embedding), got {bad}"
-        )
-
-
-def _out_of_range(x: Array, count: int, lengths: np.ndarray[Any, Any] | None) -> int | None:
-    """The first integer before the rows' ends that is not in [0, count)."""
-    if not namespace_of(x).isdtype(x.dtype, "integral"):
-        return None
-    host = to_numpy(x)
-    if lengths is not None:
-        host = host[np.arange(host.shape[1])[None, :] < lengths[:, None]]
-    bad = host[(host < 0) | (host >= count)]
-    return int(bad[0]) if bad.size else None
-
-
-def check_callbacks(callbacks: Any) -> None:
-    """Raise InputError unless `callbacks` is a sequence of functions."""
-    if not isinstance(callbacks, Sequence) or not all(map(callable, callbacks)):
-        raise InputError(
-            f"callbacks must be a sequence of functions, such as [prnn.EarlyStopping()], got {type(callbacks).__name__}"
-        )
-
-
-def check_truncation(
-    network: Layer, tbptt: int | None, stateful: bool, shuffle: bool, rows: int, batch_size: int
-) -> None:
-    """Raise InputError where a state can't be handed on from one update to the next."""
-    if tbptt is not None:
-        check_positive_integer("tbptt", tbptt)
-        if not network.keeps_time:
-            raise InputError("tbptt needs targets for every step, but the network removes the time axis")
-    if stateful and shuffle:
-        raise InputError("stateful=True hands the state on from row to row: pass shuffle=False")
-    if stateful and rows % batch_size:
-        raise InputError(f"stateful=True needs batches of equal size, got {rows} rows in batches of {batch_size}")
-    if tbptt is not None or stateful:
-        check_streams(network)
 
 
 def _first_steps(y: Array, *, steps: int) -> Array:

@@ -160,7 +160,7 @@ def test_integers_without_a_row_of_the_embedding(backend: Any, method: str, valu
     use = calls(backend, EMBEDDED)
     bad = changed(TOKENS, (2, 3), value)
     run = getattr(use, method)
-    expected = f"x must lie between 0 and 5 (the rows of the Embedding), got {value}"
+    expected = f"Embedding expects integers from 0 to 5, got {value}"
     refused(lambda: run(bad, STEPS), expected, model=use.model)
     run(bad, STEPS, lengths=[4, 4, 3, 4, 4])
 
@@ -363,7 +363,7 @@ def test_steps_that_do_not_fit(backend: Any) -> None:
     for bad, *parts in (
         (TOKENS, "x_t must be one time step", "(batch,) integers", "(5, 4)"),
         (TOKENS[:, 0].astype(float), "expects integers, got float64"),
-        (changed(TOKENS[:, 0], 3, 6), "x_t must lie between 0 and 5", "got 6"),
+        (changed(TOKENS[:, 0], 3, 6), "Embedding expects integers from 0 to 5, got 6"),
     ):
         (placed,) = backend.array((bad,))
         refused(lambda placed=placed: tokens.step(placed), *parts)

@@ -22,7 +22,7 @@ ORDER = [
     "layer", "recurrence", "recurrent", "more_recurrent", "layers", "composite",
     "memory", "losses", "optimizers",
     "timesteps", "scaling", "tabular", "data", "datasets",
-    "plotting", "history", "training", "checkpoint", "model", "streaming",
+    "plotting", "history", "training", "checkpoint", "checks", "model", "streaming",
     "interop", "diagnostics", "forecaster", "forecasting", "estimators", "simple",
     "cli", "__main__", "__init__",
 ]
