@@ -1,4 +1,4 @@
-"""The command line: `portable-rnn demo | train | predict | backends`.
+"""The command line: `portable-rnn demo | train | predict | convert | info | backends`.
 
 What goes wrong through bad input ends with one line on stderr and exit code 2, an interruption with 130.
 """
@@ -100,6 +100,18 @@ def build_parser() -> argparse.ArgumentParser:
     run.add_argument("--backend", metavar="NAME", help=_BACKEND_HELP)
     run.add_argument("--dtype", choices=DTYPES, help="to compute in (default: the model's)")
 
+    run = _command(commands, "convert", _convert, "turn a model file of one framework into another's")
+    files = "a model (.safetensors, .keras, .onnx) or a state dict of torch (.safetensors, .pt, .pth, .bin)"
+    run.add_argument("source", metavar="IN", type=Path, help=files)
+    run.add_argument("target", metavar="OUT", type=Path, help="the file to write; its suffix says which kind")
+    text = "what follows the last recurrent layer of a state dict, which doesn't say"
+    run.add_argument("--pooling", choices=("none", "last", "ends", "mean", "max"), help=text)
+    run.add_argument("--nonlinearity", choices=("tanh", "relu"), help="of an RNN in a state dict, which doesn't say")
+    run.add_argument("--order", metavar="A,B,...", type=_names, help="a state dict's layers in the order they run")
+
+    run = _command(commands, "info", _info, "what a model file (.safetensors) says about itself")
+    run.add_argument("file", metavar="FILE", type=Path)
+
     run = _command(commands, "backends", _backends, "which array libraries this machine has")
     run.add_argument("--backend", metavar="NAME", choices=NAMES, help="look at this one only")
     return parser
@@ -158,6 +170,23 @@ def _predict(args: argparse.Namespace) -> None:
             _write_csv(file, lines)
     except OSError as error:
         raise InputError(f"can't write {str(args.output)!r}: {error.strerror or error}") from error
+
+
+def _convert(args: argparse.Namespace) -> None:
+    from .interop.convert import convert
+
+    pooling = {None: "auto", "none": None}.get(args.pooling, args.pooling)
+    model = convert(args.source, args.target, pooling=pooling, nonlinearity=args.nonlinearity, order=args.order)
+    _say(f"{args.source} -> {args.target}: {model.network}")
+    for key in ("conversion_check", "conversion_notes"):
+        if key in model.metadata:
+            _say(model.metadata[key])
+
+
+def _info(args: argparse.Namespace) -> None:
+    from .interop.convert import describe
+
+    _say(describe(args.file))
 
 
 def _backends(args: argparse.Namespace) -> None:
