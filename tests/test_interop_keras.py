@@ -464,6 +464,7 @@ TO_KERAS: dict[str, prnn.Layer] = {
     "stack": prnn.Sequential(prnn.LSTM(3, 4, 3, dropout=0.2), prnn.Last(), prnn.Linear(4, 2)),
     "deep-bidirectional": prnn.Sequential(prnn.GRU(3, 2, 2, bidirectional=True), Ends(), Merge("mul")),
     "deep-reverse": prnn.Sequential(prnn.RNN(3, 2, 2, reverse=True, nonlinearity="elu"), Flip(), prnn.Last()),
+    "options-of-ours": prnn.LSTM(3, 4, initializer="keras", recompute_every=2),
     "unbiased": prnn.GRU(3, 2, bias=False, reset_after=False, recurrent_activation="hard_sigmoid(0.16666666666666666)"),
     "sums-biases": prnn.Sequential(prnn.LSTM(3, 2), prnn.Max()),
     "nested": prnn.Sequential(prnn.Sequential(prnn.RNN(3, 2), SharedDropout(0.1)), prnn.Mean(), Softmax(log=True)),

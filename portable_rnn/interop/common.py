@@ -32,6 +32,8 @@ __all__ = [
 ]
 
 POOLINGS: dict[str, Callable[[], Layer]] = {"last": Last, "ends": Ends, "mean": Mean, "max": Max}
+# Options that say how to start or how to compute, not what
+_ONLY_HERE = ("initializer", "recompute_every")
 HostParams = dict[str, np.ndarray[Any, Any]]
 
 
@@ -135,7 +137,7 @@ def refuse_options(layer: Layer, supported: Collection[str], framework: str, whe
     """
     for option in dataclasses.fields(layer):
         value = getattr(layer, option.name)
-        if option.name not in supported and value != option.default:
+        if option.name not in (*supported, *_ONLY_HERE) and value != option.default:
             raise InputError(f"{where}{layer}: {framework}'s {type(layer).__name__} has no {option.name}={value!r}")
 
 
