@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 import shlex
 from pathlib import Path
@@ -33,6 +34,8 @@ def missing_library(code: str) -> str:
         except prnn.BackendError as error:
             what = "CuPy's arithmetic is not run here: " if name == "cupy" else ""
             return f"{what}{error}"
+    if "import onnx" in code and importlib.util.find_spec("onnx") is None:
+        return "onnx is not installed"
     return ""
 
 
