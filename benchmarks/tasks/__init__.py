@@ -1,0 +1,1 @@
+"""Published tasks for recurrent networks, one module each; ``python -m benchmarks.tasks`` runs all of them."""
