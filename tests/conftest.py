@@ -200,6 +200,12 @@ def _strict_without_dynamic_shapes() -> None:
         array_api_strict.set_array_api_strict_flags(boolean_indexing=False, data_dependent_shapes=False)
 
 
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
+    """Let go of what JAX compiled after each file: thousands of programs use up the maps a process may have."""
+    if "jax" in sys.modules and (nextitem is None or nextitem.path != item.path):
+        sys.modules["jax"].clear_caches()
+
+
 @pytest.fixture(autouse=True)
 def _no_backend_variable(monkeypatch: pytest.MonkeyPatch) -> None:
     """``backend()`` must not depend on the environment the tests are started from."""
