@@ -188,7 +188,7 @@ class Last(Layer):
         xp = namespace_of(x)
         steps = _step_numbers(xp, x)
         if marks.lengths is None:
-            # times 1 is a copy that torch can differentiate: a view would keep all steps in memory until the backward pass
+            # a copy, and one that torch differentiates: a view would keep all steps in memory until the backward pass
             return x[:, -1, :] * 1, None, steps == x.shape[1] - 1
         last = steps == xp.astype(marks.lengths, steps.dtype)[:, None, None] - 1
         return xp.sum(xp.where(last, x, xp.zeros_like(x)), axis=1), None, last
