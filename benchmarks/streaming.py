@@ -195,7 +195,7 @@ def block(step: Step, repeats: int) -> float:
 def print_latencies() -> None:
     """The first table."""
     found = {size: latencies(size) for size in SIZES}
-    print(f"One step of an LSTM, one sequence, float32, one thread: microseconds (ratio to torch), {ROUNDS} blocks\n")
+    print(f"\nOne step of an LSTM, one sequence, float32, one thread: microseconds (ratio to torch), {ROUNDS} blocks\n")
     print("| library | " + " | ".join(f"H = {size}" for size in SIZES) + " |")
     print("|---" * (1 + len(SIZES)) + "|")
     for name in next(iter(found.values())):
@@ -234,7 +234,7 @@ def print_memory(steps: int, size: int = 10) -> None:
         tracemalloc.stop()
         done += 1010
         rows.append((point, resident_bytes() / 2**20, growth, 1e6 * seconds / count if count else float("nan")))
-    print(f"\nOne stream of an LSTM with H = {size}\n")
+    print(f"One stream of an LSTM with H = {size}\n")
     print("| steps done | resident memory, MiB | Python allocations over 1,000 further steps, bytes | µs a step |")
     print("|---|---|---|---|")
     for point, resident, growth, micro in rows:
