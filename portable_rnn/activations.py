@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import re
 from collections.abc import Callable
 from typing import Any
@@ -172,8 +173,9 @@ def activation(spec: str) -> Activation:
 class GateBlock:
     """The activations of k gates that stand as k row blocks of one (k * H, B) array.
 
-    Sigmoid and tanh are one function up to scale and shift, ``y = s * tanh(s * a) + b`` with (s, b) = (1/2, 1/2) or
-    (1, 0), and their derivative is ``s**2 - (y - b)**2``. So a block of those takes one pass of tanh for all gates.
+    Neighbours of one kind are one pass. For a single column, where a pass is nothing but the cost of a call, all gates
+    are: sigmoid and tanh are one function up to scale and shift, ``y = s * tanh(s * a) + b`` with (s, b) = (1/2, 1/2)
+    or (1, 0), and their derivative is ``s**2 - (y - b)**2``.
 
     Attributes
     ----------
@@ -185,30 +187,42 @@ class GateBlock:
 
     def columns(self, xp: Any, like: Array, size: int) -> tuple[Array, ...] | None:
         """The columns (s, b, s**2), each (k * H, 1), or None where another function is among the gates."""
-        if not set(self.names) <= {"sigmoid", "tanh"}:
+        if set(self.names) != {"sigmoid", "tanh"}:
             return None
-        half = [name == "sigmoid" for name in self.names for _ in range(size)]
-        scale, shift = ([[low if h else high] for h in half] for low, high in ((0.5, 1.0), (0.5, 0.0)))
-        columns = (scale, shift, [[s * s] for (s,) in scale])
         device = device_of(like)
-        return tuple(xp.asarray(column, dtype=like.dtype, device=device) for column in columns)
+
+        def column(sigmoid: float, tanh: float) -> Array:
+            gates = [[[sigmoid if name == "sigmoid" else tanh]] for name in self.names]
+            spread = xp.broadcast_to(xp.asarray(gates, dtype=like.dtype, device=device), (len(gates), size, 1))
+            return xp.reshape(spread, (len(gates) * size, 1))
+
+        return column(0.5, 1.0), column(0.5, 0.0), column(0.25, 1.0)
 
     def forward(self, xp: Any, a: Array, columns: tuple[Array, ...] | None) -> Array:
         """Activate pre-activations `a` (k * H, B)."""
-        if columns is None:
-            return xp.concat([activation(n).forward(xp, rows) for n, rows in self._rows(a)], axis=0)
+        if columns is None or a.shape[1] > 1:
+            parts = [activation(n).forward(xp, rows) for n, rows in self._neighbours(a)]
+            return parts[0] if len(parts) == 1 else xp.concat(parts, axis=0)
         scale, shift, _ = columns
         return fuse(xp, _scaled_tanh_gate)(a, scale, shift)
 
     def derivative(self, xp: Any, y: Array, columns: tuple[Array, ...] | None) -> Array:
         """The derivative at outputs `y` (k * H, B)."""
-        if columns is None:
-            return xp.concat([activation(n).derivative(xp, rows) for n, rows in self._rows(y)], axis=0)
+        if columns is None or y.shape[1] > 1:
+            parts = [activation(n).derivative(xp, rows) for n, rows in self._neighbours(y)]
+            return parts[0] if len(parts) == 1 else xp.concat(parts, axis=0)
         _, shift, scale_squared = columns
         return fuse(xp, _scaled_tanh_slope)(y, shift, scale_squared)
 
-    def _rows(self, a: Array) -> list[tuple[str, Array]]:
-        return list(zip(self.names, split_rows(a, len(self.names)), strict=True))
+    def _neighbours(self, a: Array) -> list[tuple[str, Array]]:
+        """Each run of equal activations with its rows."""
+        size = a.shape[0] // len(self.names)
+        runs, start = [], 0
+        for name, group in itertools.groupby(self.names):
+            stop = start + len(list(group)) * size
+            runs.append((name, a if stop - start == a.shape[0] else a[start:stop, ...]))
+            start = stop
+        return runs
 
 
 def _scaled_tanh_gate(xp: Any, a: Array, scale: Array, shift: Array) -> Array:

@@ -111,7 +111,7 @@ class ElmanCell:
         return (dh,), da, {}
 
     def parameter_gradients(self, xp: Any, dz: Array, h_before: Array, residuals: Any, emitted: Any) -> Params:
-        db = xp.sum(dz, axis=(0, 2))
+        db = summed(xp, dz)
         return {"weight_hh": summed_outer(xp, dz, h_before), "bias_ih": db, "bias_hh": db}
 
 
@@ -247,7 +247,7 @@ class LSTMCell:
         return (dh, dc), da, emitted
 
     def parameter_gradients(self, xp: Any, dz: Array, h_before: Array, residuals: Any, emitted: Any) -> Params:
-        db = xp.sum(dz, axis=(0, 2))
+        db = summed(xp, dz)
         grads = {"weight_hh": summed_outer(xp, dz, h_before), "bias_ih": db, "bias_hh": db}
         hidden = dz.shape[1] // self.gates
         if self.proj_size:
@@ -257,10 +257,7 @@ class LSTMCell:
             c, c_new = column(xp, residuals, "c"), column(xp, residuals, "c_new")
             rows = [*range(self.gates - 2), self.gates - 1]  # i, f, o: all but g
             grads["weight_peephole"] = xp.concat(
-                [
-                    xp.sum(dz[:, k * hidden : (k + 1) * hidden, :] * (c_new if k == rows[-1] else c), axis=(0, 2))
-                    for k in rows
-                ]
+                [summed(xp, dz[:, k * hidden : (k + 1) * hidden, :] * (c_new if k == rows[-1] else c)) for k in rows]
             )
         return grads
 
@@ -356,10 +353,10 @@ class GRUCell:
         return (dh + dropped(dseen, drop),), dz, {}
 
     def parameter_gradients(self, xp: Any, dz: Array, h_before: Array, residuals: Any, emitted: Any) -> Params:
-        db = xp.sum(dz, axis=(0, 2))
+        db = summed(xp, dz)
         if self.reset_after:
             dah = column(xp, emitted, "dah")
-            return {"weight_hh": summed_outer(xp, dah, h_before), "bias_ih": db, "bias_hh": xp.sum(dah, axis=(0, 2))}
+            return {"weight_hh": summed_outer(xp, dah, h_before), "bias_ih": db, "bias_hh": summed(xp, dah)}
         hidden = h_before.shape[1]
         r = column(xp, residuals, "ru")[:, :hidden, :]
         dWh_ru = summed_outer(xp, dz[:, : 2 * hidden, :], h_before)
@@ -410,7 +407,17 @@ def weight_shapes(rows: int, input_size: int, out_size: int, bias: bool) -> Shap
 
 def summed_outer(xp: Any, left: Array, right: Array) -> Array:
     """Sum over time and batch of ``left[t] @ right[t].T``: (T, M, B), (T, N, B) -> (M, N), as one product."""
-    return xp.tensordot(left, right, axes=((0, 2), (0, 2)))
+    return xp.matmul(_side_by_side(xp, left), _side_by_side(xp, right).T)
+
+
+def summed(xp: Any, terms: Array) -> Array:
+    """Sum over time and batch: (T, M, B) -> (M,)."""
+    return xp.sum(xp.sum(terms, axis=0), axis=1)
+
+
+def _side_by_side(xp: Any, a: Array) -> Array:
+    """The columns of all steps: (T, M, B) -> (M, T * B)."""
+    return xp.reshape(xp.permute_dims(a, (1, 0, 2)), (a.shape[1], -1))
 
 
 def column(xp: Any, rows: Any, name: str) -> Array:

@@ -408,7 +408,7 @@ def _unpacked(xp: Any, packed: Array, counts: Array, shown: Array) -> Array:
 def _held_sums(xp: Any, dy: Array, shown: Array) -> Array:
     """At each shown step, the sum of dy there and at the masked steps that repeat it."""
 
-    def step(carry: Any, inputs: Any) -> tuple[Any, Any]:
+    def step(xp: Any, shared: Any, carry: Any, inputs: Any) -> tuple[Any, Any]:
         dy_t, shown_t = inputs
         total = carry[0] + dy_t
         return (xp.where(shown_t, xp.zeros_like(total), total),), (total,)

@@ -6,11 +6,12 @@ The time loop stands here once, forward and backward. What a step computes is in
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
 from .cells import Cell, summed_outer
-from .execution import scan, stacked
+from .execution import feature_first, scan, stacked, steps_at_once
 from .layer import valid_steps
 from .namespace import device_of, map_leaves, namespace_of
 from .typing import Array, Marks, Params, State
@@ -66,6 +67,51 @@ class Span(NamedTuple):
     zoneout: Any = None
 
 
+@dataclass(frozen=True)
+class _Forward:
+    """One step of a cell, with what holds the state back."""
+
+    cell: Cell
+
+    def __call__(self, xp: Any, shared: Any, carry: Any, inputs: Any) -> tuple[Any, Any]:
+        w, drop = shared
+        z_t, (valid, reset, zoneout) = inputs
+        start = _where_not(xp, reset, carry)
+        new, residual = self.cell.step(xp, w, z_t, start, drop)
+        if zoneout is not None:
+            new = tuple(n + kept * (old - n) for n, old, kept in zip(new, start, zoneout, strict=True))
+        if valid is not None:
+            new = tuple(xp.where(valid, n, old) for n, old in zip(new, carry, strict=True))
+        return new, (new[0], residual)
+
+
+@dataclass(frozen=True)
+class _Backward:
+    """The reverse of `_Forward`; with `watch` also the norm of the cotangent of h."""
+
+    cell: Cell
+    watch: bool
+
+    def __call__(self, xp: Any, shared: Any, dcarry: Any, inputs: Any) -> tuple[Any, Any]:
+        w, drop = shared
+        dh_t, residual, (valid, reset, zoneout) = inputs
+        dnew: Any = (dcarry[0] + dh_t, *dcarry[1:])
+        dnew = dnew if valid is None else tuple(xp.where(valid, d, xp.zeros_like(d)) for d in dnew)
+        if zoneout is None:
+            dstart, dz, emitted = self.cell.step_backward(xp, w, residual, dnew, drop)
+        else:
+            dkept = tuple(kept * d for d, kept in zip(dnew, zoneout, strict=True))
+            dcell = tuple(d - of_kept for d, of_kept in zip(dnew, dkept, strict=True))
+            dstart, dz, emitted = self.cell.step_backward(xp, w, residual, dcell, drop)
+            dstart = tuple(d + of_kept for d, of_kept in zip(dstart, dkept, strict=True))
+        norm = xp.sqrt(xp.sum(dnew[0] * dnew[0])) if self.watch else None
+        dold = _where_not(xp, reset, dstart)
+        if valid is not None:
+            held = _where_not(xp, valid, dcarry)
+            dold = tuple(d + kept for d, kept in zip(dold, held, strict=True))
+        return dold, (dz, emitted, norm)
+
+
 def run_direction(
     xp: Any,
     cell: Cell,
@@ -86,21 +132,16 @@ def run_direction(
     hs (T, H, B) with held states, final state, residuals
     """
     w = cell.prepare(xp, p)
-    z = xp.matmul(w["Wx"], x)
-    if "b" in w:
-        z = z + w["b"]
-
-    def step(carry: Any, inputs: Any) -> tuple[Any, Any]:
-        z_t, (valid, reset, zoneout) = inputs
-        start = _where_not(xp, reset, carry)
-        new, residual = cell.step(xp, w, z_t, start, drop)
-        if zoneout is not None:
-            new = tuple(n + kept * (old - n) for n, old, kept in zip(new, start, zoneout, strict=True))
-        if valid is not None:
-            new = tuple(xp.where(valid, n, old) for n, old in zip(new, carry, strict=True))
-        return new, (new[0], residual)
-
-    final, (hs, residuals) = scan(xp, step, state, (z, span), reverse=reverse)
+    final, (hs, residuals) = scan(
+        xp,
+        _Forward(cell),
+        state,
+        (_input_product(xp, w, x), span),
+        (w, drop),
+        reverse=reverse,
+        recorded=True,
+        donate=True,
+    )
     hs = stacked(xp, hs)
     return hs, final, (x, hs, state[0], span, drop, residuals)
 
@@ -124,37 +165,82 @@ def run_direction_backward(
     """
     x, hs, h_initial, span, drop, residuals = saved
     w = cell.prepare(xp, p)
+    steps = x.shape[0]
+    grads: Params = {}
+    dinputs: list[Array] = []
+    norms: list[Any] = []
+    for start, stop in _blocks(steps, steps_at_once(xp, x.shape[2]), forward=reverse):
+        part = _between((dhs, residuals, span), start, stop)
+        dstate, (dz, emitted, norm) = scan(
+            xp, _Backward(cell, watch), dstate, part, (w, drop), reverse=not reverse, recorded=True
+        )
+        dz = stacked(xp, dz)
+        h_before = _one_step_earlier(xp, hs, h_initial, start, stop, reverse)
+        _, part_residuals, part_span = part
+        if part_span.reset is not None:
+            h_before = xp.where(part_span.reset, xp.zeros_like(h_before), h_before)
+        if drop is not None:
+            h_before = h_before * drop
+        found = cell.parameter_gradients(xp, dz, h_before, part_residuals, emitted)
+        found["weight_ih"] = summed_outer(xp, dz, x[start:stop, ...])
+        grads = {name: grads[name] + found[name] if grads else found[name] for name in p}
+        dinputs.append(_product(xp, w["Wx"].T, dz))
+        norms.append(stacked(xp, norm) if watch else None)
+    if not reverse:
+        dinputs, norms = dinputs[::-1], norms[::-1]
+    dx = dinputs[0] if len(dinputs) == 1 else xp.concat(dinputs, axis=0)
+    norm = None if not watch else norms[0] if len(norms) == 1 else xp.concat(norms, axis=0)
+    return grads, dx, dstate, norm
 
-    def step(dcarry: Any, inputs: Any) -> tuple[Any, Any]:
-        dh_t, residual, (valid, reset, zoneout) = inputs
-        dnew: Any = (dcarry[0] + dh_t, *dcarry[1:])
-        dnew = dnew if valid is None else tuple(xp.where(valid, d, xp.zeros_like(d)) for d in dnew)
-        if zoneout is None:
-            dstart, dz, emitted = cell.step_backward(xp, w, residual, dnew, drop)
-        else:
-            dkept = tuple(kept * d for d, kept in zip(dnew, zoneout, strict=True))
-            dcell = tuple(d - of_kept for d, of_kept in zip(dnew, dkept, strict=True))
-            dstart, dz, emitted = cell.step_backward(xp, w, residual, dcell, drop)
-            dstart = tuple(d + of_kept for d, of_kept in zip(dstart, dkept, strict=True))
-        norm = xp.sqrt(xp.sum(dnew[0] * dnew[0])) if watch else None
-        dold = _where_not(xp, reset, dstart)
-        if valid is not None:
-            held = _where_not(xp, valid, dcarry)
-            dold = tuple(d + kept for d, kept in zip(dold, held, strict=True))
-        return dold, (dz, emitted, norm)
 
-    dinitial, (dz, emitted, norms) = scan(xp, step, dstate, (dhs, residuals, span), reverse=not reverse)
-    dz = stacked(xp, dz)
-    h_initial = h_initial[None, ...]
-    h_before = xp.concat([hs[1:, ...], h_initial] if reverse else [h_initial, hs[:-1, ...]], axis=0)
-    if span.reset is not None:
-        h_before = xp.where(span.reset, xp.zeros_like(h_before), h_before)
-    if drop is not None:
-        h_before = h_before * drop
-    grads = cell.parameter_gradients(xp, dz, h_before, residuals, emitted)
-    grads["weight_ih"] = summed_outer(xp, dz, x)
-    found = {name: grads[name] for name in p}
-    return found, xp.matmul(w["Wx"].T, dz), dinitial, stacked(xp, norms) if watch else None
+def _one_step_earlier(xp: Any, hs: Array, h_initial: Array, start: int, stop: int, reverse: bool) -> Array:
+    """h before the steps from `start` to `stop`: one step earlier, in the direction of running."""
+    steps, first = hs.shape[0], h_initial[None, ...]
+    if reverse:
+        earlier = hs[start + 1 : min(stop + 1, steps), ...]
+        return xp.concat([earlier, first], axis=0) if stop == steps else earlier
+    earlier = hs[max(start - 1, 0) : stop - 1, ...]
+    return xp.concat([first, earlier], axis=0) if start == 0 else earlier
+
+
+def _input_product(xp: Any, w: Params, x: Array) -> Array:
+    """``Wx @ x[t] + b`` for every step, (T, G * H, B)."""
+    weight = w["Wx"]
+    if "b" in w:  # the weight of one more input, which is 1: a sum over all steps would be one more pass over them
+        steps, _, batch = x.shape
+        one = xp.ones((steps, 1, batch), dtype=x.dtype, device=device_of(x))
+        weight, x = xp.concat([weight, w["b"]], axis=1), xp.concat([x, one], axis=1)
+    return _product(xp, weight, x)
+
+
+def _product(xp: Any, weight: Array, x: Array) -> Array:
+    """``weight @ x[t]`` for every step of x (T, I, B)."""
+    steps, features, batch = x.shape
+    if batch > 1:
+        return xp.matmul(weight, x)
+    rows = xp.reshape(x, (steps, features))  # one product in place of T products with one column
+    return xp.matmul(rows, weight.T)[:, :, None]
+
+
+def _blocks(steps: int, size: int | None, *, forward: bool) -> list[tuple[int, int]]:
+    """(start, stop) of blocks of time steps, in the order of running; None is all at once."""
+    size = steps if size is None else size
+    blocks = [(start, min(start + size, steps)) for start in range(0, steps, size)]
+    return blocks if forward else blocks[::-1]
+
+
+def _between(tree: Any, start: int, stop: int) -> Any:
+    """The steps from `start` to `stop` of a nest of arrays (T, ...) and of lists of T nests."""
+    if tree is None:
+        return None
+    if isinstance(tree, list):
+        return tree[start:stop]
+    if isinstance(tree, dict):
+        return {name: _between(branch, start, stop) for name, branch in tree.items()}
+    if isinstance(tree, tuple):
+        parts = [_between(branch, start, stop) for branch in tree]
+        return type(tree)(*parts) if hasattr(tree, "_fields") else tuple(parts)
+    return tree[start:stop, ...]
 
 
 def run_segments(
@@ -179,7 +265,7 @@ def run_segments(
     starts: list[Any] = []
     for part in parts:
 
-        def segment(carry: Any, inputs: Any) -> tuple[Any, Any]:
+        def segment(xp: Any, shared: Any, carry: Any, inputs: Any) -> tuple[Any, Any]:
             x_part, span_part = inputs
             hs, final, _ = run_direction(xp, cell, reverse, p, x_part, carry, span_part, drop)
             return final, (hs, carry)
@@ -211,7 +297,7 @@ def run_segments_backward(
     norms: list[Any] = []
     for part, begun in zip(parts[::-1], starts[::-1], strict=True):
 
-        def segment(carry: Any, inputs: Any) -> tuple[Any, Any]:
+        def segment(xp: Any, shared: Any, carry: Any, inputs: Any) -> tuple[Any, Any]:
             so_far, dfinal = carry
             x_part, span_part, dhs_part, start = inputs
             _, _, residuals = run_direction(xp, cell, reverse, p, x_part, start, span_part, drop)
@@ -274,7 +360,7 @@ def stack_forward(
     """A whole stack: x (B, T, I) -> y (B, T, D * H), final state, residuals."""
     xp = namespace_of(x)
     batch = x.shape[0]
-    y = xp.permute_dims(x, (1, 2, 0))
+    y = feature_first(xp, x)
     spans = [_span(xp, x, marks, backward) for backward in (False, True)]
     valid = spans[0].valid
     if valid is not None:
@@ -331,7 +417,7 @@ def stack_backward(
     if layer.recompute_every:
         run = partial(run_segments_backward, every=layer.recompute_every)
     dfinal = _columns(xp, layer, dstate, x.shape[2], x)
-    dhs = xp.permute_dims(dy, (1, 2, 0))
+    dhs = feature_first(xp, dy)
     grads: Params = {}
     dinitials: list[tuple[Array, ...]] = [()] * len(residuals)
     norms: list[Array | None] = [None] * len(residuals)

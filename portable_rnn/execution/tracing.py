@@ -1,0 +1,330 @@
+"""Record what a step computes: the step runs once on symbolic arrays, and every operation becomes a node of a graph.
+
+The cells are written once, as plain array API code. A library that has no compiler of its own runs them from the
+recorded graph, which can be executed with reused memory or as fused kernels (see `planning` and `kernels`). Only what
+the standard's functions for recurrent steps need is known here; a step that does anything else raises `Untraceable`
+and is run as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, TypeAlias
+
+__all__ = [
+    "POINTWISE",
+    "Graph",
+    "Untraceable",
+    "Value",
+    "flattened",
+    "rebuilt",
+    "trace",
+]
+
+Shape: TypeAlias = tuple[int, ...]
+Operand: TypeAlias = "Value | float | int | bool"
+
+# Operations that work element by element, with the number of their operands.
+POINTWISE = {
+    **dict.fromkeys(("add", "subtract", "multiply", "divide", "maximum", "minimum"), 2),
+    **dict.fromkeys(("less", "less_equal", "greater", "greater_equal", "equal", "not_equal"), 2),
+    **dict.fromkeys(("logical_and", "logical_or"), 2),
+    **dict.fromkeys(("negative", "tanh", "exp", "log1p", "sqrt", "abs", "logical_not"), 1),
+    "where": 3,
+    "float": 1,  # a boolean as 0 or 1
+}
+_BOOLEAN = {"less", "less_equal", "greater", "greater_equal", "equal", "not_equal"}
+_BOOLEAN |= {"logical_and", "logical_or", "logical_not"}
+
+
+class Untraceable(Exception):  # noqa: N818
+    """The step does something that the recorder does not know."""
+
+
+class Value:
+    """A symbolic array: the result of one operation.
+
+    Attributes
+    ----------
+    op : str
+        One of `POINTWISE`; "matmul"; "sum" (over axis 0, which stays); "concat" (over axis 0); "rows" (a row block);
+        "transpose"; or what it comes from: "carry", "xs", "shared".
+    operands : tuple of Value and numbers
+    shape : tuple of int
+    boolean : bool
+        Else it has the floating dtype of the loop.
+    detail : tuple
+        ``(start, stop)`` of "rows", ``(index,)`` of an input.
+    """
+
+    __array_ufunc__ = None  # NumPy must not compute with it
+    __slots__ = ("boolean", "detail", "graph", "number", "op", "operands", "shape")
+
+    def __init__(self, graph: Graph, op: str, operands: tuple[Operand, ...], shape: Shape, boolean: bool, detail: Any):
+        self.graph, self.op, self.operands, self.shape = graph, op, operands, shape
+        self.boolean, self.detail = boolean, detail
+        self.number = len(graph.values)
+        graph.values.append(self)
+
+    @property
+    def ndim(self) -> int:
+        return len(self.shape)
+
+    @property
+    def dtype(self) -> str:
+        return "boolean" if self.boolean else "floating"
+
+    @property
+    def T(self) -> Value:
+        if self.ndim != 2:
+            raise Untraceable(f"transpose of {self.ndim} axes")
+        return Value(self.graph, "transpose", (self,), self.shape[::-1], self.boolean, ())
+
+    def __array__(self, *_: Any, **__: Any) -> Any:
+        raise Untraceable("a symbolic array has no numbers")
+
+    def __bool__(self) -> bool:
+        raise Untraceable("a branch on the values of an array")
+
+    def __iter__(self) -> Iterator[Any]:
+        raise Untraceable("a loop over an array")
+
+    __hash__ = object.__hash__
+
+    def __getitem__(self, index: Any) -> Value:
+        first, *rest = index if isinstance(index, tuple) else (index,)
+        if first is Ellipsis or any(part is not Ellipsis and part != slice(None) for part in rest):
+            raise Untraceable(f"index {index!r}")
+        if not isinstance(first, slice) or first.step not in (None, 1):
+            raise Untraceable(f"index {index!r}")
+        start, stop, _ = first.indices(self.shape[0])
+        shape = (max(stop - start, 0), *self.shape[1:])
+        return Value(self.graph, "rows", (self,), shape, self.boolean, (start, stop))
+
+    def __matmul__(self, other: Any) -> Value:
+        return _matmul(self, other)
+
+    def __pow__(self, exponent: Any) -> Value:
+        if exponent != 2:
+            raise Untraceable(f"power {exponent!r}")
+        return _pointwise("multiply", self, self)
+
+    def __neg__(self) -> Value:
+        return _pointwise("negative", self)
+
+    def __abs__(self) -> Value:
+        return _pointwise("abs", self)
+
+
+def _operator(op: str, *, swapped: bool = False) -> Callable[[Any, Any], Value]:
+    def apply(self: Any, other: Any) -> Value:
+        return _pointwise(op, other, self) if swapped else _pointwise(op, self, other)
+
+    return apply
+
+
+for _name, _op in (("add", "add"), ("sub", "subtract"), ("mul", "multiply"), ("truediv", "divide")):
+    setattr(Value, f"__{_name}__", _operator(_op))
+    setattr(Value, f"__r{_name}__", _operator(_op, swapped=True))
+for _name, _op in (("lt", "less"), ("le", "less_equal"), ("gt", "greater"), ("ge", "greater_equal")):
+    setattr(Value, f"__{_name}__", _operator(_op))
+# not in the class, which then would have no hash
+Value.__eq__ = _operator("equal")  # type: ignore[method-assign,assignment]
+Value.__ne__ = _operator("not_equal")  # type: ignore[method-assign,assignment]
+
+
+def _pointwise(op: str, *operands: Any) -> Value:
+    arrays = [operand for operand in operands if isinstance(operand, Value)]
+    graph = arrays[0].graph
+    shape = _broadcast([array.shape for array in arrays])
+    known: list[Operand] = []
+    for operand in operands:
+        if not isinstance(operand, (Value, bool, int, float)):
+            raise Untraceable(f"{op} of {type(operand).__name__}")
+        # a constant array is the number it is filled with
+        filled = isinstance(operand, Value) and operand.op == "fill" and len(arrays) > 1
+        known.append(operand.operands[0] if filled and isinstance(operand, Value) else operand)
+    if not any(isinstance(operand, Value) for operand in known):
+        known = list(operands)
+    return Value(graph, op, tuple(known), shape, _is_boolean(op, operands), ())
+
+
+def _is_boolean(op: str, operands: tuple[Any, ...]) -> bool:
+    if op == "where":
+        return isinstance(operands[1], Value) and operands[1].boolean
+    return op in _BOOLEAN
+
+
+def _broadcast(shapes: list[Shape]) -> Shape:
+    longest = max(map(len, shapes))
+    padded = [(1,) * (longest - len(shape)) + shape for shape in shapes]
+    result = []
+    for sizes in zip(*padded, strict=True):
+        wide = {size for size in sizes if size != 1}
+        if len(wide) > 1:
+            raise Untraceable(f"shapes {shapes} don't broadcast")  # the step itself will say so
+        result.append(wide.pop() if wide else 1)
+    return tuple(result)
+
+
+def _matmul(left: Any, right: Any) -> Value:
+    if not (isinstance(left, Value) and isinstance(right, Value) and left.ndim == right.ndim == 2):
+        raise Untraceable("a product of other than two matrices")
+    if left.shape[1] != right.shape[0]:
+        raise Untraceable("shapes of a product")
+    return Value(left.graph, "matmul", (left, right), (left.shape[0], right.shape[1]), False, ())
+
+
+class Namespace:
+    """The functions of the array API standard that a step may use, on symbolic arrays."""
+
+    __name__ = "recorded"  # as a module has one
+
+    def __init__(self) -> None:
+        for op, count in POINTWISE.items():
+            if count < 3 and op != "float":
+                setattr(self, op, lambda *arrays, op=op: _pointwise(op, *arrays))
+        self.matmul = _matmul
+
+    @staticmethod
+    def where(condition: Value, first: Any, second: Any) -> Value:
+        return _pointwise("where", condition, first, second)
+
+    @staticmethod
+    def clip(x: Value, low: float | None = None, high: float | None = None) -> Value:
+        x = x if low is None else _pointwise("maximum", x, low)
+        return x if high is None else _pointwise("minimum", x, high)
+
+    @staticmethod
+    def astype(x: Value, dtype: str) -> Value:
+        if dtype == x.dtype:
+            return x
+        if dtype != "floating":
+            raise Untraceable(f"astype {dtype}")
+        return _pointwise("float", x)
+
+    @staticmethod
+    def zeros_like(x: Value) -> Value:
+        return _fill(x, 0.0)
+
+    @staticmethod
+    def ones_like(x: Value) -> Value:
+        return _fill(x, 1.0)
+
+    @staticmethod
+    def full_like(x: Value, number: float) -> Value:
+        return _fill(x, number)
+
+    @staticmethod
+    def concat(parts: Any, axis: int = 0) -> Value:
+        parts = tuple(parts)
+        if axis != 0 or len({(part.shape[1:], part.boolean) for part in parts}) != 1:
+            raise Untraceable("concat of other than row blocks")
+        shape = (sum(part.shape[0] for part in parts), *parts[0].shape[1:])
+        return parts[0] if len(parts) == 1 else Value(parts[0].graph, "concat", parts, shape, parts[0].boolean, ())
+
+    @staticmethod
+    def sum(x: Value, axis: int | None = None, keepdims: bool = False) -> Value:
+        if axis != 0 or not keepdims or x.boolean:
+            raise Untraceable("a sum over other than the rows")
+        return Value(x.graph, "sum", (x,), (1, *x.shape[1:]), False, ())
+
+    @classmethod
+    def mean(cls, x: Value, axis: int | None = None, keepdims: bool = False) -> Value:
+        return _pointwise("divide", cls.sum(x, axis, keepdims), x.shape[0])
+
+
+def _fill(x: Value, number: float) -> Value:
+    return Value(x.graph, "fill", (number,), x.shape, False, ())
+
+
+class Graph:
+    """Everything one step computes.
+
+    Attributes
+    ----------
+    values : list of Value
+        In the order of recording; first the inputs.
+    carry, outputs : list of Value
+        The leaves of the new carry and of the step's outputs.
+    inputs : dict of str to list of Value
+        The leaves of "carry", "xs" and "shared".
+    """
+
+    def __init__(self) -> None:
+        self.values: list[Value] = []
+        self.carry: list[Value] = []
+        self.outputs: list[Value] = []
+        self.output_structure: Any = None
+        self.inputs: dict[str, list[Value]] = {}
+
+    def needed(self) -> list[Value]:
+        """What the outputs and the carry depend on, in order."""
+        wanted: set[int] = set()
+        stack = [*self.carry, *self.outputs]
+        while stack:
+            value = stack.pop()
+            if value.number not in wanted:
+                wanted.add(value.number)
+                stack += [operand for operand in value.operands if isinstance(operand, Value)]
+        return [value for value in self.values if value.number in wanted]
+
+
+def trace(step: Any, specs: dict[str, list[tuple[Shape, bool]]], structures: dict[str, Any]) -> Graph:
+    """Run ``step(xp, shared, carry, inputs)`` on symbolic arrays.
+
+    Parameters
+    ----------
+    step : callable
+    specs : dict of "carry", "xs", "shared" to lists of (shape, whether boolean)
+    structures : dict of the same to structures from `flattened`
+
+    Raises
+    ------
+    Untraceable
+    """
+    graph = Graph()
+    trees = {}
+    for kind, leaves in specs.items():
+        graph.inputs[kind] = [Value(graph, kind, (), s, b, (k,)) for k, (s, b) in enumerate(leaves)]
+        trees[kind] = rebuilt(structures[kind], iter(graph.inputs[kind]))
+    try:
+        carry, outputs = step(Namespace(), trees["shared"], trees["carry"], trees["xs"])
+    except Untraceable:
+        raise
+    except Exception as error:  # whatever it is, the step says it better when it runs as it is
+        raise Untraceable(str(error)) from error
+    structure = flattened(carry, graph.carry)
+    graph.output_structure = flattened(outputs, graph.outputs)
+    shapes = [value.shape for value in graph.inputs["carry"]]
+    found = [getattr(value, "shape", None) for value in graph.carry]
+    if structure != structures["carry"] or found != shapes:
+        raise Untraceable("a carry that changes its form")
+    if not all(isinstance(value, Value) for value in graph.outputs):
+        raise Untraceable("an output that is no array")
+    return graph
+
+
+def flattened(tree: Any, into: list[Any]) -> Any:
+    """Append the leaves of a nest of tuples and dicts; return its structure, which is hashable."""
+    if tree is None:
+        return None
+    if isinstance(tree, dict):
+        return (dict, tuple(tree), tuple([flattened(branch, into) for branch in tree.values()]))
+    if isinstance(tree, tuple):
+        return (type(tree), len(tree), tuple([flattened(branch, into) for branch in tree]))
+    into.append(tree)
+    return True
+
+
+def rebuilt(structure: Any, leaves: Iterator[Any]) -> Any:
+    """The nest of a structure around new leaves."""
+    if structure is None:
+        return None
+    if structure is True:
+        return next(leaves)
+    kind, names, branches = structure
+    parts = [rebuilt(branch, leaves) for branch in branches]
+    if kind is dict:
+        return dict(zip(names, parts, strict=True))
+    return kind(*parts) if hasattr(kind, "_fields") else kind(parts)
