@@ -72,7 +72,7 @@ def equinox(case: Case) -> Task:
 
     def run(params: Any, x: Any) -> Any:
         cell = eqx.combine(params, static)
-        zero = jnp.zeros(hidden)
+        zero = jnp.zeros(hidden, x.dtype)
 
         def step(state: Any, x_t: Any) -> Any:
             if case.cell == "RNN":
@@ -112,7 +112,7 @@ def keras_torch(case: Case) -> Task:
     """A Keras layer on PyTorch, with autograd."""
     import torch
 
-    layer = _keras_layer(case).to("cpu")
+    layer = _keras_layer(case)
     x, dy = (torch.from_numpy(array) for array in case.arrays())
     x.requires_grad_(case.kind == "train")
     learnt = [variable.value for variable in layer.trainable_variables]

@@ -1,7 +1,7 @@
 """This library beside what a user might take instead: training steps and forward passes of RNN, GRU and LSTM.
 
-Run ``python benchmarks/peers.py`` in the repository's folder; ``--help`` lists the options, and without them it takes
-an hour or so. It prints a table for each cell and kind of work, and which of the targets are met. ``--json PATH`` keeps
+Run ``python benchmarks/peers.py`` in the repository's folder; without options it takes
+a good while, most of it at the largest size; ``--help`` lists them. It prints a table for each cell and kind of work, and which of the targets are met. ``--json PATH`` keeps
 every time; ``python benchmarks/compare.py OLD NEW`` compares two such files.
 
 Peers: torch.nn, Flax nnx, Equinox, Keras on JAX and on PyTorch, thinc (LSTM only), onnxruntime (forward only), and this
@@ -33,18 +33,20 @@ from portable_rnn.errors import InputError, MissingDependencyError
 
 def all_peers(threads: int | None) -> list[Peer]:
     """Every library; the first one is what the others are compared with."""
-    jax, torch = ({"KERAS_BACKEND": name} for name in ("jax", "torch"))
+    jax = {"JAX_PLATFORMS": "cpu", "JAX_ENABLE_X64": "0"}
+    keras_jax = jax | {"KERAS_BACKEND": "jax"}
+    keras_torch = {"KERAS_BACKEND": "torch", "CUDA_VISIBLE_DEVICES": ""}
     runtime = {"threads": threads}  # it takes the number of threads from its session alone
     return [
         ours_peer("numpy"),
         ours_peer("jax", "cpu"),
         ours_peer("torch", "cpu"),
         torch_peer(),
-        Peer("flax", "peer_layers:flax", ("jax", "flax")),
-        Peer("equinox", "peer_layers:equinox", ("jax", "equinox")),
-        Peer("keras-jax", "peer_layers:keras_jax", ("jax", "keras"), environment=jax),
-        Peer("keras-torch", "peer_layers:keras_torch", ("torch", "keras"), environment=torch),
-        Peer("thinc", "peer_layers:thinc", ("thinc",), cells=("LSTM",), kinds=("train", "forward")),
+        Peer("flax", "peer_layers:flax", ("jax", "flax"), environment=jax),
+        Peer("equinox", "peer_layers:equinox", ("jax", "equinox"), environment=jax),
+        Peer("keras-jax", "peer_layers:keras_jax", ("jax", "keras"), environment=keras_jax),
+        Peer("keras-torch", "peer_layers:keras_torch", ("torch", "keras"), environment=keras_torch),
+        Peer("thinc", "peer_layers:thinc", ("thinc",), cells=("LSTM",)),
         Peer(
             "onnxruntime",
             "peer_layers:onnxruntime",

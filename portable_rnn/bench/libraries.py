@@ -23,7 +23,8 @@ def ours_peer(library: str, device: str | None = None) -> Peer:
     """This library with arrays of `library`."""
     packages = () if library == "numpy" else (library,)
     options = {"library": library, "device": device}
-    return Peer(f"ours-{library}", f"{__name__}:ours", packages, options, same_weights=True)
+    environment = {"JAX_ENABLE_X64": "0"} if library == "jax" else {}  # as JAX is unless asked
+    return Peer(f"ours-{library}", f"{__name__}:ours", packages, options, environment, same_weights=True)
 
 
 def torch_peer(device: str = "cpu") -> Peer:

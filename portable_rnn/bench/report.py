@@ -295,9 +295,9 @@ def compare(old: Run, new: Run, limit: float = SLOWER) -> tuple[str, list[str]]:
         if key in after:
             change = after[key] / was
             mark = " **slower**" if change > limit else ""
-            rows.append([f"{key[0]}, {key[1]}", key[2], f"{was:.3g}", f"{after[key]:.3g}", f"{change:.2f}{mark}"])
+            rows.append([f"{key[0]}, {key[1]}", key[2], _short(was), _short(after[key]), f"{change:.2f}{mark}"])
             if change > limit:
-                slower.append(f"{key[0]}, {key[1]}: ratio to {key[2]} {was:.3g} -> {after[key]:.3g}")
+                slower.append(f"{key[0]}, {key[1]}: ratio to {key[2]} {_short(was)} -> {_short(after[key])}")
     if len(rows) == 2:
         raise InputError("the two runs have no ratio to torch or to the floor in common")
     return "\n".join(f"| {' | '.join(row)} |" for row in rows), slower

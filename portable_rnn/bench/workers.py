@@ -29,7 +29,7 @@ from .cases import Case, Peer, Task
 __all__ = ["agreement", "measure", "missing"]
 
 SHORTEST = 0.01  # seconds that one measurement takes at least, as a mean over calls
-WARM_UP = 0.25  # seconds of calls before anything is timed, and at least two calls
+WARM_UP = 0.25  # seconds of calls before anything is timed: at least one, after the one whose outputs are checked
 PAUSE = 0.03  # seconds between two measurements: OpenBLAS's threads spin for about as long before they sleep
 TOLERANCE = 1e-4
 _SAMPLE = 200  # numbers of each output that are compared
@@ -226,7 +226,7 @@ def _sample(case: Case, task: Task) -> dict[str, list[float]]:
 def _calls(task: Task) -> int:
     """Warm up, and choose how many calls make one measurement."""
     started, done, shortest = time.perf_counter(), 0, math.inf
-    while done < 2 or time.perf_counter() - started < WARM_UP:
+    while done < 1 or time.perf_counter() - started < WARM_UP:
         before = time.perf_counter()
         task.call()
         shortest = min(shortest, time.perf_counter() - before)
