@@ -1,8 +1,8 @@
 """This library beside what a user might take instead: training steps and forward passes of RNN, GRU and LSTM.
 
-Run ``python benchmarks/peers.py`` in the repository's folder; without options it takes
-a good while, most of it at the largest size; ``--help`` lists them. It prints a table for each cell and kind of work, and which of the targets are met. ``--json PATH`` keeps
-every time; ``python benchmarks/compare.py OLD NEW`` compares two such files.
+Run ``python benchmarks/peers.py`` in the repository's folder. Without options it takes a good while, most of it at the
+largest size; ``--help`` lists them. It prints a table for each cell and kind of work, and which of the targets are met.
+``--json PATH`` keeps every time; ``python benchmarks/compare.py OLD NEW`` compares two such files.
 
 Peers: torch.nn, Flax nnx, Equinox, Keras on JAX and on PyTorch, thinc (LSTM only), onnxruntime (forward only), and this
 library on NumPy, JAX and PyTorch. A peer that is not installed is named as such. ``pip install torch jax flax equinox

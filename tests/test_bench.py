@@ -376,8 +376,19 @@ def test_the_picture_has_an_axis_for_each_ratio_and_cell(name: str, tmp_path: Pa
         low, high = axes.get_ylim()
         assert low < 1 < high
         assert any(line.get_ydata()[0] == 1 for line in axes.get_lines())
+    # far above the others: a number at the edge instead of a mark
+    lowest = figure.axes[-1]
+    expected = report.with_ratios(run_of(case(TINY, cells[-1], ours_numpy=[0.5, 2.0], gemm=[0.1, 0.1])))
+    number = expected["cases"][0]["ratios"]["ours-numpy"]["floor"]["median"]
+    assert f"↑{number:,.0f}" in [text.get_text() for text in lowest.texts]
     text = [label.get_text() for label in figure.axes[-1].get_xticklabels()]
     assert text == ["1, 50, 1, 10", "1, 100, 32, 64", "32, 100, 32, 64"]
+
+
+def test_a_kind_that_was_not_timed_is_not_in_the_legend() -> None:
+    pytest.importorskip("matplotlib")
+    figure = draw(run_of(case(kind="forward", ours_numpy=[0.5], torch=[1.0])))
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["forward"]
 
 
 def test_torch_has_the_same_parameters() -> None:

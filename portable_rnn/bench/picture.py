@@ -7,15 +7,19 @@ from typing import Any
 
 import numpy as np
 
-from ..plotting import BLACK, BLUE, GREY, ORANGE, _new_figure, _plain, _saved
+from ..plotting import BLACK, BLUE, GREY, ORANGE, new_figure, plain, saved
 from .cases import CELLS, KINDS
 from .report import FLOOR, Run, gemm_rate, with_ratios
 
 __all__ = ["draw"]
 
+_TOP = 20.0  # a small layer's products take next to no time: its ratio to them would flatten all others
+
 
 def draw(run: Run, path: str | os.PathLike[str] | None = None) -> Any:
     """Draw the ratios of a run: a column for each cell, a row each for torch and for the floor.
+
+    Ratios above 20 stand as numbers at the upper edge.
 
     Parameters
     ----------
@@ -41,7 +45,7 @@ def draw(run: Run, path: str | os.PathLike[str] | None = None) -> Any:
     sizes = list(dict.fromkeys(tuple(case["size"]) for case in run["cases"]))
     titles = {"torch": "time / time of torch.nn", FLOOR: "time / time of the products alone"}
     rows = [name for name in titles if any(name in case["ratios"][ours] for case in run["cases"])]
-    figure = _new_figure(max(3.4 * len(cells), 5.0), 2.9 * len(rows) + 1.2)
+    figure = new_figure(max(3.4 * len(cells), 5.0), 2.9 * len(rows) + 1.2)
     grid = figure.subplots(len(rows), len(cells), sharex=True, sharey="row", squeeze=False)
     for row, against in enumerate(rows):
         for column, cell in enumerate(cells):
@@ -62,37 +66,34 @@ def draw(run: Run, path: str | os.PathLike[str] | None = None) -> Any:
     handles, labels = grid[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
     machine = run["machine"]
-    where = f"{machine['processor']}, {machine['cores']} cores, {gemm_rate(run) / 1e9:.0f} GFLOP/s in products"
+    where = f"{machine['processor']}, {machine['cores']} cores, {gemm_rate(run) / 1e9:.0f} GFLOP/s in products; "
+    where += f"medians and quartiles of {run['settings']['rounds']} rounds"
     figure.suptitle(f"portable_rnn on {ours.removeprefix('ours-')}, float32: below 1 is faster\n{where}", fontsize=11)
-    return _saved(figure, path)
+    return saved(figure, path)
 
 
 def _draw_ratios(axes: Any, cases: list[dict[str, Any]], ours: str, against: str, sizes: list[Any]) -> None:
-    """Medians as marks, quartiles as bars, a value beside each mark."""
+    """Medians as marks, quartiles as bars; what lies above `_TOP` as its number at the upper edge."""
     axes.axhline(1, color=BLACK, linewidth=1.2, zorder=1)
     styles = {"train": (BLUE, "o", "-", -0.1), "forward": (ORANGE, "s", "--", 0.1)}
-    for kind, (color, marker, dashes, shift) in styles.items():
+    for level, (kind, (color, marker, dashes, shift)) in enumerate(styles.items()):
         found = [(sizes.index(tuple(c["size"])), c["ratios"][ours].get(against)) for c in cases if c["kind"] == kind]
         points = [(k, ratio) for k, ratio in found if ratio is not None]
         if not points:
             continue
         x = np.array([k for k, _ in points]) + shift
         low, middle, high = (np.array([ratio[name] for _, ratio in points]) for name in ("low", "median", "high"))
-        axes.errorbar(
-            x,
-            middle,
-            yerr=(middle - low, high - middle),
-            color=color,
-            marker=marker,
-            markersize=5,
-            linestyle=dashes,
-            linewidth=1,
-            elinewidth=2.5,
-            label=KINDS[kind],
-        )
+        inside = middle <= _TOP
+        shown = np.where(inside, middle, np.nan)
+        style = {"color": color, "marker": marker, "markersize": 5, "linestyle": dashes, "linewidth": 1}
+        bars = np.where(inside, (middle - low, np.minimum(high, _TOP) - middle), 0)
+        axes.errorbar(x, shown, yerr=bars, elinewidth=2.5, label=KINDS[kind], **style)
+        for k, value in zip(x[~inside], middle[~inside], strict=True):
+            place = {"xycoords": axes.get_xaxis_transform(), "color": color, "fontsize": "small", "ha": "center"}
+            axes.annotate(f"↑{value:,.0f}", (k - shift, 0.93 - 0.09 * level), **place)
     axes.set_yscale("log")
     axes.set_xlim(-0.5, len(sizes) - 0.5)
-    _plain(axes)
+    plain(axes)
     axes.grid(axis="y", which="minor", color=GREY, alpha=0.15, linewidth=0.5)
 
 
@@ -101,9 +102,11 @@ def _readable_scale(axes: Any) -> None:
     from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
     low, high = axes.get_ylim()
-    low, high = min(low, 0.8), max(high, 1.25)
+    row = axes.get_shared_y_axes().get_siblings(axes)
+    outside = any(one.texts for one in row)
+    low, high = min(low, 0.8), 2.5 * _TOP if outside else max(high, 1.25)
     axes.set_ylim(low, high)
     fine = (1, 1.5, 2, 3, 4, 5, 6, 8) if high / low < 6 else (1, 2, 5)
-    axes.yaxis.set_major_locator(LogLocator(subs=fine if high / low < 1000 else (1,)))
+    axes.yaxis.set_major_locator(LogLocator(subs=fine))
     axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     axes.yaxis.set_minor_formatter(NullFormatter())
