@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import textwrap
 from typing import Any
 
 import numpy as np
@@ -45,7 +46,8 @@ def draw(run: Run, path: str | os.PathLike[str] | None = None) -> Any:
     sizes = list(dict.fromkeys(tuple(case["size"]) for case in run["cases"]))
     titles = {"torch": "time / time of torch.nn", FLOOR: "time / time of the products alone"}
     rows = [name for name in titles if any(name in case["ratios"][ours] for case in run["cases"])]
-    figure = new_figure(max(3.4 * len(cells), 5.0), 2.9 * len(rows) + 1.2)
+    width = max(3.4 * len(cells), 5.0)
+    figure = new_figure(width, 2.9 * len(rows) + 1.2)
     grid = figure.subplots(len(rows), len(cells), sharex=True, sharey="row", squeeze=False)
     for row, against in enumerate(rows):
         for column, cell in enumerate(cells):
@@ -68,6 +70,7 @@ def draw(run: Run, path: str | os.PathLike[str] | None = None) -> Any:
     machine = run["machine"]
     where = f"{machine['processor']}, {machine['cores']} cores, {gemm_rate(run) / 1e9:.0f} GFLOP/s in products; "
     where += f"medians and quartiles of {run['settings']['rounds']} rounds"
+    where = textwrap.fill(where, int(11 * width))  # about as many letters as an inch holds
     figure.suptitle(f"portable_rnn on {ours.removeprefix('ours-')}, float32: below 1 is faster\n{where}", fontsize=11)
     return saved(figure, path)
 
