@@ -1,4 +1,4 @@
-"""The command line: `portable-rnn demo | train | predict | convert | info | backends`.
+"""The command line: `portable-rnn demo | train | predict | convert | info | backends | bench`.
 
 What goes wrong through bad input ends with one line on stderr and exit code 2, an interruption with 130.
 """
@@ -16,6 +16,8 @@ from typing import Any, NoReturn, TextIO
 
 import numpy as np
 
+from .bench.command import add_options as add_bench_options
+from .bench.command import bench
 from .data import Table, read_csv
 from .datasets import load_seattle_temps
 from .errors import InputError, MissingDependencyError, NonFiniteError
@@ -114,6 +116,14 @@ def build_parser() -> argparse.ArgumentParser:
 
     run = _command(commands, "backends", _backends, "which array libraries this machine has")
     run.add_argument("--backend", metavar="NAME", choices=NAMES, help="look at this one only")
+
+    run = _command(
+        commands, "bench", _bench, "time training steps and forward passes beside PyTorch's, on this machine"
+    )
+    run.add_argument("--backend", metavar="NAME", help=_BACKEND_HELP)
+    run.add_argument("--device", metavar="NAME", help="such as cuda:1 (default: the library's own)")
+    add_bench_options(run)
+    run.set_defaults(default_plot=Path("portable-rnn-bench.png"))
     return parser
 
 
@@ -199,6 +209,13 @@ def _backends(args: argparse.Namespace) -> None:
     if not args.backend:
         default = os.environ.get("PORTABLE_RNN_BACKEND")
         _say(f"Without --backend: {default} (from $PORTABLE_RNN_BACKEND)" if default else "Without --backend: numpy")
+
+
+def _bench(args: argparse.Namespace) -> None:
+    args.backend = _library(args)
+    if args.json is not None:
+        _check_writable(args.json, "file of times")
+    bench(args, _picture(args, *([args.json] if args.json else [])), _say)
 
 
 # ---------------------------------------------------------------------- options
@@ -297,16 +314,21 @@ def _resources(args: argparse.Namespace, *inputs: Path) -> tuple[Backend, Path |
         args.save = args.save or Path(f"{inputs[0].stem}-forecast.safetensors")
         args.default_plot = Path(f"{inputs[0].stem}-forecast.png")
     _check_writable(args.save, "model file", *inputs)
-    plot = args.plot or args.default_plot
+    return target, _picture(args, args.save, *inputs)
+
+
+def _picture(args: argparse.Namespace, *others: Path) -> Path | None:
+    """The picture's path, or None where nobody asked for it and it can't be drawn; the command's others differ."""
+    plot: Path = args.plot or args.default_plot
     try:
         check_picture(plot)
     except MissingDependencyError as error:
         if args.plot is not None:
             raise
         print(f"No picture: {error}", file=sys.stderr)
-        return target, None
-    _check_writable(plot, "picture", args.save, *inputs)
-    return target, plot
+        return None
+    _check_writable(plot, "picture", *others)
+    return plot
 
 
 def _check_writable(path: Path, what: str, *others: Path) -> None:

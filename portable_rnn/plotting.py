@@ -55,7 +55,7 @@ def plot_history(history: Any, path: str | os.PathLike[str] | None = None) -> An
     epochs = np.arange(1, len(history.loss) + 1)
     if not epochs.size:
         raise InputError("history: expected at least one epoch, received none: call Model.fit first")
-    figure = _new_figure(6.0, 3.8)
+    figure = new_figure(6.0, 3.8)
     axes = figure.add_subplot()
     steps = np.asarray(history.step_loss, dtype=np.float64)
     if steps.size:
@@ -84,9 +84,9 @@ def plot_history(history: Any, path: str | os.PathLike[str] | None = None) -> An
     axes.set_xlabel("epoch")
     axes.set_ylabel("loss")
     axes.xaxis.get_major_locator().set_params(integer=True)
-    _plain(axes)
+    plain(axes)
     axes.legend(frameon=False, fontsize="small")
-    return _saved(figure, path)
+    return saved(figure, path)
 
 
 def plot_gradient_flow(norms: Mapping[str, ArrayLike], path: str | os.PathLike[str] | None = None) -> Any:
@@ -112,7 +112,7 @@ def plot_gradient_flow(norms: Mapping[str, ArrayLike], path: str | os.PathLike[s
     """
     if not norms:
         raise InputError("norms: expected at least one layer, received none")
-    figure = _new_figure(6.0, 3.8)
+    figure = new_figure(6.0, 3.8)
     axes = figure.add_subplot()
     for k, (name, values) in enumerate(norms.items()):
         norm = np.asarray(values, dtype=np.float64)
@@ -122,9 +122,9 @@ def plot_gradient_flow(norms: Mapping[str, ArrayLike], path: str | os.PathLike[s
     axes.set_xlabel("time step")
     axes.set_ylabel(r"$\Vert \partial L / \partial h_t \Vert$")
     axes.xaxis.get_major_locator().set_params(integer=True)
-    _plain(axes)
+    plain(axes)
     axes.legend(frameon=False, fontsize="small")
-    return _saved(figure, path)
+    return saved(figure, path)
 
 
 def plot_forecasts(
@@ -186,7 +186,7 @@ def plot_forecasts(
     chosen = sorted({(2 * k + 1) * count // 6 for k in range(3)}) if examples is None else list(examples)
     if not 1 <= len(chosen) <= 4 or not all(0 <= k < count for k in chosen):
         raise InputError(f"examples: expected 1 to 4 numbers from 0 to {count - 1}, received {chosen}")
-    figure = _new_figure(max(3.3 * len(chosen), 6.6), 7.6)
+    figure = new_figure(max(3.3 * len(chosen), 6.6), 7.6)
     rows = figure.add_gridspec(3, len(chosen), height_ratios=(1.3, 0.8, 1))
     suffix = _literal(f" ({unit})") if unit else ""
     top: Any = None
@@ -214,7 +214,7 @@ def plot_forecasts(
     figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 5), frameon=False)
     if title:
         figure.suptitle(_literal(title))
-    return _saved(figure, path)
+    return saved(figure, path)
 
 
 def check_picture(path: str | os.PathLike[str]) -> None:
@@ -277,7 +277,7 @@ def _draw_example(
         axes.set_title(f"forecast made {_moment(after[0])}", fontsize="medium")
         axes.set_xlabel("time")
     axes.margins(x=0.02)
-    _plain(axes)
+    plain(axes)
 
 
 def _draw_departures(
@@ -290,7 +290,7 @@ def _draw_departures(
         axes.plot(ahead, values - came, **style)
     _whole_steps(axes, ahead)
     axes.set_xlabel(f"{step_name}s ahead")
-    _plain(axes)
+    plain(axes)
 
 
 def _fit_departures(axes: Any, largest: Mapping[str, float]) -> None:
@@ -322,7 +322,7 @@ def _draw_errors(axes: Any, came: NDArray[np.float64], forecasts: Mapping[str, N
     else:
         axes.set_ylim(bottom=0)
     _whole_steps(axes, ahead)
-    _plain(axes)
+    plain(axes)
 
 
 def _check_shapes(
@@ -368,13 +368,13 @@ def _whole_steps(axes: Any, ahead: NDArray[Any]) -> None:
         axes.xaxis.get_major_locator().set_params(integer=True)
 
 
-def _plain(axes: Any) -> None:
+def plain(axes: Any) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.25, linewidth=0.6)
     axes.set_axisbelow(True)
 
 
-def _new_figure(width: float, height: float) -> Any:
+def new_figure(width: float, height: float) -> Any:
     """A figure that belongs to nobody's pyplot state; inches."""
     try:
         from matplotlib.figure import Figure
@@ -383,7 +383,7 @@ def _new_figure(width: float, height: float) -> Any:
     return Figure(figsize=(width, height), layout="constrained", dpi=_DOTS_PER_INCH)
 
 
-def _saved(figure: Any, path: str | os.PathLike[str] | None) -> Any:
+def saved(figure: Any, path: str | os.PathLike[str] | None) -> Any:
     if path is not None:
         check_picture(path)
         try:

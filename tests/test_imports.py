@@ -24,7 +24,7 @@ ORDER = [
     "timesteps", "scaling", "tabular", "data", "datasets",
     "plotting", "history", "training", "checkpoint", "checks", "model", "streaming",
     "interop", "diagnostics", "forecaster", "forecasting", "estimators", "simple",
-    "cli", "__main__", "__init__",
+    "bench", "cli", "__main__", "__init__",
 ]
 # fmt: on
 
@@ -35,6 +35,7 @@ LAZY = {
     "plotting": {"matplotlib"},
     "training": {"tqdm"},
     "history": {"tqdm"},
+    "bench": {"torch", "matplotlib"},
     "cli": {"matplotlib", "tqdm"},
     "estimators": {"sklearn"},
 }
