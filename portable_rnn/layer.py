@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from .errors import InputError
+from .execution import forward_only
 from .namespace import (
     Backend,
     backend_of,
@@ -163,7 +164,8 @@ class Layer(abc.ABC):
             Arrays of different libraries, devices or floating dtypes.
         """
         x, marks = self._checked(params, x, state, lengths, resets)
-        y, final, _ = self.forward(params, x, state, marks, masks)
+        with forward_only():
+            y, final, _ = self.forward(params, x, state, marks, masks)
         return y, final
 
     def vjp(

@@ -69,9 +69,10 @@ class Span(NamedTuple):
 
 @dataclass(frozen=True)
 class _Forward:
-    """One step of a cell, with what holds the state back."""
+    """One step of a cell, with what holds the state back; with `keep` also what the backward pass needs."""
 
     cell: Cell
+    keep: bool
 
     def __call__(self, xp: Any, shared: Any, carry: Any, inputs: Any) -> tuple[Any, Any]:
         w, drop = shared
@@ -82,7 +83,7 @@ class _Forward:
             new = tuple(n + kept * (old - n) for n, old, kept in zip(new, start, zoneout, strict=True))
         if valid is not None:
             new = tuple(xp.where(valid, n, old) for n, old in zip(new, carry, strict=True))
-        return new, (new[0], residual)
+        return new, (new[0], residual if self.keep else None)
 
 
 @dataclass(frozen=True)
@@ -121,6 +122,7 @@ def run_direction(
     state: tuple[Array, ...],
     span: Span,
     drop: Array | None,
+    keep: bool = True,
 ) -> tuple[Array, tuple[Array, ...], Any]:
     """Run a cell over x (T, I, B).
 
@@ -129,21 +131,30 @@ def run_direction(
 
     Returns
     -------
-    hs (T, H, B) with held states, final state, residuals
+    hs (T, H, B) with held states, final state, residuals (None without `keep`)
     """
     w = cell.prepare(xp, p)
-    final, (hs, residuals) = scan(
-        xp,
-        _Forward(cell),
-        state,
-        (_input_product(xp, w, x), span),
-        (w, drop),
-        reverse=reverse,
-        recorded=True,
-        donate=True,
-    )
-    hs = stacked(xp, hs)
-    return hs, final, (x, hs, state[0], span, drop, residuals)
+    steps, _, batch = x.shape
+    size = None if keep or batch == 1 else steps_at_once(xp, w["Wx"].shape[0] * batch, 1 << 18)
+    parts: list[Any] = []
+    final = state
+    residuals: Any = None
+    for start, stop in _blocks(steps, size, forward=not reverse):
+        z = _input_product(xp, w, x[start:stop, ...])
+        final, (part, residuals) = scan(
+            xp,
+            _Forward(cell, keep),
+            final,
+            (z, _between(span, start, stop)),
+            (w, drop),
+            reverse=reverse,
+            recorded=True,
+            donate=True,
+            compiling=keep,
+        )
+        parts.append(stacked(xp, part))
+    hs = _joined(xp, parts[::-1] if reverse else parts)
+    return hs, final, (x, hs, state[0], span, drop, residuals) if keep else None
 
 
 def run_direction_backward(
@@ -169,10 +180,10 @@ def run_direction_backward(
     grads: Params = {}
     dinputs: list[Array] = []
     norms: list[Any] = []
-    for start, stop in _blocks(steps, steps_at_once(xp, x.shape[2]), forward=reverse):
+    for start, stop in _blocks(steps, steps_at_once(xp, x.shape[2], 1024), forward=reverse):
         part = _between((dhs, residuals, span), start, stop)
         dstate, (dz, emitted, norm) = scan(
-            xp, _Backward(cell, watch), dstate, part, (w, drop), reverse=not reverse, recorded=True
+            xp, _Backward(cell, watch), dstate, part, (w, drop), reverse=not reverse, recorded=True, compiling=True
         )
         dz = stacked(xp, dz)
         h_before = _one_step_earlier(xp, hs, h_initial, start, stop, reverse)
@@ -188,9 +199,7 @@ def run_direction_backward(
         norms.append(stacked(xp, norm) if watch else None)
     if not reverse:
         dinputs, norms = dinputs[::-1], norms[::-1]
-    dx = dinputs[0] if len(dinputs) == 1 else xp.concat(dinputs, axis=0)
-    norm = None if not watch else norms[0] if len(norms) == 1 else xp.concat(norms, axis=0)
-    return grads, dx, dstate, norm
+    return grads, _joined(xp, dinputs), dstate, _joined(xp, norms) if watch else None
 
 
 def _one_step_earlier(xp: Any, hs: Array, h_initial: Array, start: int, stop: int, reverse: bool) -> Array:
@@ -252,6 +261,8 @@ def run_segments(
     state: tuple[Array, ...],
     span: Span,
     drop: Array | None,
+    keep: bool = True,
+    *,
     every: int,
 ) -> tuple[Array, tuple[Array, ...], Any]:
     """`run_direction` that keeps the state at every `every` steps in place of all residuals.
@@ -260,6 +271,8 @@ def run_segments(
     O(T / every + every) memory beside inputs and outputs, for one more forward pass. Source: Chen et al. (2016),
     arXiv:1604.06174.
     """
+    if not keep:
+        return run_direction(xp, cell, reverse, p, x, state, span, drop, keep)
     parts = _segments(xp, (x, span), reverse, every)
     outputs: list[Any] = []
     starts: list[Any] = []
@@ -273,7 +286,7 @@ def run_segments(
         state, (hs, begun) = scan(xp, segment, state, part, reverse=reverse)
         outputs.append(hs)
         starts.append(begun)
-    hs = _joined(xp, outputs[::-1] if reverse else outputs)
+    hs = _from_segments(xp, outputs[::-1] if reverse else outputs)
     return hs, state, (x, span, drop, starts)
 
 
@@ -308,7 +321,8 @@ def run_segments_backward(
         dinputs.append(dx)
         norms.append(norm)
     order = 1 if reverse else -1
-    return grads, _joined(xp, dinputs[::order]), dstate, _joined(xp, norms[::order]) if watch else None
+    dx = _from_segments(xp, dinputs[::order])
+    return grads, dx, dstate, _from_segments(xp, norms[::order]) if watch else None
 
 
 def _segments(xp: Any, tree: Any, reverse: bool, every: int) -> list[Any]:
@@ -325,12 +339,17 @@ def _segments(xp: Any, tree: Any, reverse: bool, every: int) -> list[Any]:
     return [map_leaves(lambda a, c=c: cut(a, *c), tree) for c in cuts if c[0] < c[1]]
 
 
-def _joined(xp: Any, parts: list[Any]) -> Array:
+def _from_segments(xp: Any, parts: list[Any]) -> Array:
     """Parts (N, every, ...), each an array or a list of N arrays, as one (T, ...), copied once."""
     segments: list[Array] = []
     for part in parts:
         segments += part if isinstance(part, list) else [xp.reshape(part, (-1, *part.shape[2:]))]
-    return segments[0] if len(segments) == 1 else xp.concat(segments, axis=0)
+    return _joined(xp, segments)
+
+
+def _joined(xp: Any, parts: list[Array]) -> Array:
+    """Parts one after another in time."""
+    return parts[0] if len(parts) == 1 else xp.concat(parts, axis=0)
 
 
 def _where_not(xp: Any, condition: Array | None, arrays: tuple[Array, ...]) -> tuple[Array, ...]:
@@ -355,7 +374,7 @@ def one_direction(params: Params, suffix: str) -> Params:
 
 
 def stack_forward(
-    params: Params, x: Array, state: State, marks: Marks, masks: Masks | None, *, layer: Any
+    params: Params, x: Array, state: State, marks: Marks, masks: Masks | None, *, layer: Any, keep: bool = True
 ) -> tuple[Array, State, Any]:
     """A whole stack: x (B, T, I) -> y (B, T, D * H), final state, residuals."""
     xp = namespace_of(x)
@@ -385,6 +404,7 @@ def stack_forward(
                 tuple(part[k, ...] for part in initial),
                 spans[reverse]._replace(zoneout=_zoneout(xp, layer, y, zoneout and zoneout[k])),
                 recurrent[k] if recurrent is not None else None,
+                keep,
             )
             outputs.append(hs)
             finals.append(final)

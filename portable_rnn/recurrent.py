@@ -16,7 +16,7 @@ import numpy as np
 from .activations import activation
 from .cells import Cell, ElmanCell, GRUCell, LSTMCell
 from .errors import InputError
-from .execution import jit
+from .execution import jit, keeps_residuals
 from .initializers import draw, scheme
 from .layer import Layer, check_rank_and_features, choice_mask, keep_mask
 from .namespace import namespace_of
@@ -38,8 +38,8 @@ def _parameter_shapes(self: Any) -> dict[str, tuple[int, ...]]:
 
 
 def _forward(self: Any, params: Params, x: Array, state: State, marks: Marks, masks: Any) -> tuple[Array, State, Any]:
-    run = jit(namespace_of(x), stack_forward, static=("layer",))
-    return run(params, x, state, marks, masks, layer=self)
+    run = jit(namespace_of(x), stack_forward, static=("layer", "keep"))
+    return run(params, x, state, marks, masks, layer=self, keep=keeps_residuals())
 
 
 def _backward(self: Any, params: Params, residuals: Any, dy: Array, dstate: State) -> tuple[Params, Array, State]:

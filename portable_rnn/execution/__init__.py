@@ -10,7 +10,9 @@ loop, `dialects` says how a library's calls are written, and `loops` keeps the p
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, TypeVar
 
 import array_api_compat
@@ -19,7 +21,7 @@ from ..namespace import leaves
 from ..typing import Array
 from .loops import planned_scan
 
-__all__ = ["compiles", "feature_first", "fuse", "jit", "scan", "stacked", "steps_at_once"]
+__all__ = ["compiles", "feature_first", "forward_only", "fuse", "jit", "keeps_residuals", "scan", "stacked", "steps_at_once"]
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -85,6 +87,7 @@ def scan(
     reverse: bool = False,
     recorded: bool = False,
     donate: bool = False,
+    compiling: bool = False,
 ) -> tuple[Any, Any]:
     """Run `step` over time: ``carry, y[t] = step(xp, shared, carry, (x[t] for x in xs))``.
 
@@ -107,6 +110,8 @@ def scan(
         on symbolic arrays, and from then on as a loop that was made of what it did.
     donate : bool
         The first of `xs` is not used afterwards, so its memory may be.
+    compiling : bool
+        The loop runs again and again, so that numba (extra ``[fast]``), where it is installed, may compile it.
 
     Returns
     -------
@@ -119,7 +124,7 @@ def scan(
         return final, ys
     library = _planned_library(xp)
     if recorded and library is not None and not _differentiated(library, (carry, xs, shared)):
-        found = planned_scan(xp, library, step, carry, xs, shared, reverse=reverse, donate=donate)
+        found = planned_scan(xp, library, step, carry, xs, shared, reverse=reverse, donate=donate, compiling=compiling)
         if found is not None:
             return found
     steps = xs[0].shape[0]
@@ -128,6 +133,24 @@ def scan(
     for t in reversed(range(steps)) if reverse else range(steps):
         carry, outputs[t] = step(xp, shared, carry, inputs(t))
     return carry, tuple(list(column) for column in zip(*outputs, strict=True))
+
+
+_forward_only: ContextVar[bool] = ContextVar("forward_only", default=False)
+
+
+@contextmanager
+def forward_only() -> Iterator[None]:
+    """Layers that run inside keep nothing for a backward pass."""
+    token = _forward_only.set(True)
+    try:
+        yield
+    finally:
+        _forward_only.reset(token)
+
+
+def keeps_residuals() -> bool:
+    """Whether a layer that runs now has to keep what its backward pass needs."""
+    return not _forward_only.get()
 
 
 def _planned_library(xp: Any) -> str | None:
@@ -142,12 +165,18 @@ def _differentiated(library: str, tree: Any) -> bool:
     return library == "torch" and any(getattr(leaf, "requires_grad", False) for leaf in leaves(tree))
 
 
-def steps_at_once(xp: Any, batch_size: int) -> int | None:
-    """How many time steps of B columns the backward pass takes before it sums weight gradients; None: all.
+def steps_at_once(xp: Any, step_size: int, most: int) -> int | None:
+    """How many time steps to take between two large products, so that they find their operands in the cache; None: all.
 
-    A product over 1,024 columns is as fast as one over all of them, and what goes into it is still in the cache.
+    Parameters
+    ----------
+    xp : namespace
+    step_size : int
+        Numbers that a step takes.
+    most : int
+        How many numbers are enough.
     """
-    return max(1024 // batch_size, 1) if _planned_library(xp) else None
+    return max(most // step_size, 1) if _planned_library(xp) else None
 
 
 def feature_first(xp: Any, x: Array) -> Array:

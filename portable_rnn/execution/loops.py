@@ -5,9 +5,11 @@ from __future__ import annotations
 import functools
 from typing import Any
 
+from .compiled import compiled_loop, has_numba, is_small
 from .dialects import NumpyDialect, TorchDialect
+from .kernels import Kernel, Product, Stages, make_stages
 from .planning import Plan, make_plan
-from .tracing import Untraceable, flattened, rebuilt, trace
+from .tracing import Graph, Untraceable, Value, flattened, rebuilt, trace
 
 __all__ = ["planned_scan"]
 
@@ -73,8 +75,81 @@ class Program:
         return final, rebuilt(self.output_structure, iter(found))
 
 
+class CompiledProgram:
+    """A loop compiled by numba: all of it, or its kernels."""
+
+    def __init__(self, stages: Stages, dtype: str, output_structure: Any, *, whole: bool) -> None:
+        self.stages, self.output_structure, self.whole = stages, output_structure, whole
+        self.loop, self.names = compiled_loop(stages, dtype, whole=whole)
+        self.rows = [stage.rows for stage in stages.stages if isinstance(stage, Kernel)]
+        self.products = {stage.left for stage in stages.stages if isinstance(stage, Product)}
+        self.hoist = _hoisting(stages.hoisted, _dialect("numpy"))
+
+    def run(self, xp: Any, carry: list[Any], xs: list[Any], shared: list[Any], *, reverse: bool) -> tuple[Any, Any]:
+        """As `Program.run`."""
+        steps, (_, batch), dtype = xs[0].shape[0], carry[0].shape, carry[0].dtype
+
+        def empty(shape: tuple[int, ...], boolean: bool) -> Any:
+            return xp.empty(shape, dtype=xp.bool if boolean else dtype)
+
+        arrays: dict[str, Any] = {f"X{k}": _plain(xp, x) for k, x in enumerate(xs)}
+        arrays |= {f"c{k}": xp.array(leaf, order="C") for k, leaf in enumerate(carry)}
+        arrays |= {f"s{k}": _plain(xp, leaf) for k, leaf in enumerate(shared)}
+        arrays |= {f"h{k}": _plain(xp, leaf) for k, leaf in enumerate(self.hoist(shared, dtype.type))}
+        arrays |= {f"w{k}": empty(*form) for k, form in enumerate(self.stages.work)}
+        arrays |= {f"{which}{k}": xp.empty_like(leaf) for k, leaf in enumerate(carry) for which in "nm"}
+        after = []
+        for k, stack in enumerate(self.stages.stacks):
+            memory = arrays["X0"] if stack.given == 0 else None
+            if memory is None:
+                memory = empty((steps + (stack.carry is not None), *stack.shape), stack.boolean)
+            arrays[f"whole{k}"] = memory
+            if stack.carry is not None:
+                memory[-1 if reverse else 0, ...] = carry[stack.carry]
+                memory = memory[:-1] if reverse else memory[1:]
+            arrays[f"Y{k}"] = memory
+            after.append(memory)
+        ordered = []
+        for name in self.names:
+            array = arrays[name]
+            if self.whole and name not in self.products:
+                array = array.reshape(steps, -1) if name[0] in "XY" else array.reshape(-1)
+            ordered.append(array)
+        final = self.loop(steps, reverse, batch, *self.rows, *ordered)
+        found = []
+        for kind, k, start, stop in self.stages.outputs:
+            if kind == "before":
+                memory = arrays[f"whole{k}"][1:] if reverse else arrays[f"whole{k}"][:-1]
+            else:
+                memory = xs[k] if kind == "input" else after[k]
+            found.append(memory if stop - start == memory.shape[1] else memory[:, start:stop])
+        final = [leaf.reshape(like.shape) for leaf, like in zip(final, carry, strict=True)]
+        return final, rebuilt(self.output_structure, iter(found))
+
+
+def _plain(xp: Any, array: Any) -> Any:
+    """An array as compiled code wants it: in order, and writable, so that all have one type."""
+    return array if array.flags.c_contiguous and array.flags.writeable else xp.array(array, order="C")
+
+
+def _hoisting(values: list[Value], dialect: NumpyDialect | TorchDialect) -> Any:
+    """``f(shared, number)``: the values that are the same at every step."""
+
+    def written(value: Any) -> str:
+        if not isinstance(value, Value):
+            return f"number({value!r})"
+        if value.op == "shared":
+            return f"shared[{value.detail[0]}]"
+        return dialect.expression(value.op, [written(operand) for operand in value.operands], value)
+
+    source = f"lambda shared, number: [{', '.join(map(written, values))}]"
+    return eval(source, dict(dialect.names))
+
+
 @functools.lru_cache(maxsize=128)
-def _program(library: str, place: Any, step: Any, structures: Any, specs: Any, donate: bool) -> Program | None:
+def _program(
+    library: str, place: Any, step: Any, structures: Any, specs: Any, donate: bool, compiling: bool
+) -> Program | CompiledProgram | None:
     """The program of a step for arguments of this form, or None where it can't be recorded.
 
     `place` is the dtype and device: every program has its own workspace.
@@ -88,11 +163,35 @@ def _program(library: str, place: Any, step: Any, structures: Any, specs: Any, d
         )
     except Untraceable:
         return None
-    return Program(make_plan(graph, _dialect(library), donate=donate), library, graph.output_structure)
+    compiled = _compiled(graph, place[0].name, donate) if compiling and library == "numpy" and has_numba() else None
+    return compiled or Program(make_plan(graph, _dialect(library), donate=donate), library, graph.output_structure)
+
+
+def _compiled(graph: Graph, dtype: str, donate: bool) -> CompiledProgram | None:
+    """The program compiled by numba, where that is known to be faster and can be done."""
+    try:
+        stages = make_stages(graph, donate=donate)
+    except Untraceable:
+        return None
+    shapes = {f"s{k}": value.shape for k, value in enumerate(graph.inputs["shared"])}
+    shapes |= {f"h{k}": value.shape for k, value in enumerate(stages.hoisted)}
+    whole = is_small(stages, shapes, graph.inputs["carry"][0].shape[1])
+    if not whole and dtype != "float32":  # NumPy's float64 tanh is vector code, the compiled one is not
+        return None
+    return CompiledProgram(stages, dtype, graph.output_structure, whole=whole)
 
 
 def planned_scan(
-    xp: Any, library: str, step: Any, carry: Any, xs: Any, shared: Any, *, reverse: bool, donate: bool
+    xp: Any,
+    library: str,
+    step: Any,
+    carry: Any,
+    xs: Any,
+    shared: Any,
+    *,
+    reverse: bool,
+    donate: bool,
+    compiling: bool,
 ) -> tuple[Any, Any] | None:
     """`scan` by a planned loop, or None where the step can't be recorded."""
     groups: tuple[list[Any], list[Any], list[Any]] = ([], [], [])
@@ -108,7 +207,7 @@ def planned_scan(
             forms.append((tuple(leaf.shape[over_time:]), leaf.dtype != floating))
         specs.append(tuple(forms))
     place = (floating, carry_leaves[0].device)
-    program = _program(library, place, step, structures, tuple(specs), donate)
+    program = _program(library, place, step, structures, tuple(specs), donate, compiling)
     if program is None:
         return None
     final, outputs = program.run(xp, carry_leaves, x_leaves, shared_leaves, reverse=reverse)

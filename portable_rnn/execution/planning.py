@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 from .tracing import POINTWISE, Graph, Value
 
-__all__ = ["Dialect", "Plan", "make_plan"]
+__all__ = ["Dialect", "Place", "Plan", "Stack", "make_plan", "root_of"]
 
 _END = 1 << 30  # later than every instruction
 
@@ -141,14 +141,14 @@ class _Planner:
     # ------------------------------------------------------------------ where results go
 
     def plan(self) -> Plan:
-        shifted = {root.detail[0] for root, _, _ in map(_root, self.graph.outputs) if root.op == "carry"}
+        shifted = {root.detail[0] for root, _, _ in map(root_of, self.graph.outputs) if root.op == "carry"}
         stack_of_carry = {k: self._new_stack(self.graph.inputs["carry"][k], carry=k) for k in sorted(shifted)}
-        carried = [_root(value)[0] if _is_whole(value) else value for value in self.graph.carry]
+        carried = [root_of(value)[0] if _is_whole(value) else value for value in self.graph.carry]
         for k, stack in stack_of_carry.items():
             self._place(carried[k], self._whole(f"y{stack}", carried[k]))
         constants: dict[int, int] = {}
-        for value in sorted(self.graph.outputs, key=lambda v: -_root(v)[0].shape[0]):
-            root = _root(value)[0]
+        for value in sorted(self.graph.outputs, key=lambda v: -root_of(v)[0].shape[0]):
+            root = root_of(value)[0]
             if root.op in ("carry", "xs") or root.number in self.places or root.number in constants:
                 continue
             stack = self._new_stack(root)
@@ -156,7 +156,7 @@ class _Planner:
                 constants[root.number] = stack
         outputs = []
         for value in self.graph.outputs:
-            root, start, stop = _root(value)
+            root, start, stop = root_of(value)
             if root.op == "carry":
                 outputs.append(("before", stack_of_carry[root.detail[0]], start, stop))
             elif root.op == "xs":
@@ -218,13 +218,13 @@ class _Planner:
     def _give_away(self) -> None:
         """Let outputs take the place of rows of the first input that nobody reads when they are written."""
         first = self.graph.inputs["xs"][0]
-        if any(_root(value)[0] is first for value in (*self.graph.outputs, *self.graph.carry)):
+        if any(root_of(value)[0] is first for value in (*self.graph.outputs, *self.graph.carry)):
             return
         reads: list[tuple[int, int, int, bool]] = []  # (start, stop, when, whether only that element is needed)
         for k, value in enumerate(self.computed):
             for operand in value.operands:
-                if isinstance(operand, Value) and _root(operand)[0] is first:
-                    _, start, stop = _root(operand)
+                if isinstance(operand, Value) and root_of(operand)[0] is first:
+                    _, start, stop = root_of(operand)
                     pointwise = value.op in POINTWISE and value.op != "where" and _is_straight(operand)
                     reads.append((start, stop, k, pointwise and value.shape == operand.shape))
         taken: list[tuple[int, int]] = []
@@ -309,7 +309,7 @@ class _Planner:
 
     def _owner(self, value: Value) -> int:
         """The value that owns the memory in which another stands."""
-        return self._owner_of(_root(value)[0].number)
+        return self._owner_of(root_of(value)[0].number)
 
     def _owner_of(self, number: int) -> int:
         while number in self.home:
@@ -350,7 +350,7 @@ class _Planner:
         if value.op == "transpose":
             assert isinstance(value.operands[0], Value)
             return f"{self._name(value.operands[0])}.T"
-        root, start, stop = _root(value)
+        root, start, stop = root_of(value)
         if root.op == "transpose":
             return f"{self._name(root)}[{start}:{stop}]"
         rows = root.shape[0]
@@ -431,7 +431,7 @@ class _Planner:
         return "\n".join([*head, *(f"    {line}" for line in lines)]) + "\n"
 
 
-def _root(value: Value) -> tuple[Value, int, int]:
+def root_of(value: Value) -> tuple[Value, int, int]:
     """What a chain of row blocks is taken from, and which rows of it."""
     start, stop = 0, value.shape[0] if value.shape else 1
     while value.op == "rows":
@@ -443,10 +443,10 @@ def _root(value: Value) -> tuple[Value, int, int]:
 
 
 def _is_whole(value: Value) -> bool:
-    root, start, stop = _root(value)
+    root, start, stop = root_of(value)
     return (start, stop) == (0, root.shape[0])
 
 
 def _is_straight(value: Value) -> bool:
     """Whether it stands in its memory as it is, not transposed."""
-    return _root(value)[0].op != "transpose"
+    return root_of(value)[0].op != "transpose"

@@ -1,0 +1,392 @@
+"""Cut a recorded step into stages: products, sums over rows, and kernels that do all the pointwise work between them.
+
+Everything that has to be in memory (outputs, the carry, operands of products) is a block of rows. A kernel runs over
+the elements of one row block: a row block of a pointwise result needs the same row block of its operands, so slices and
+concatenations disappear into which block is loaded and stored. What remains is a list of scalar operations, which numba
+compiles to one loop and CuPy to one kernel.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+from .planning import Place, Stack, root_of
+from .tracing import POINTWISE, Graph, Untraceable, Value
+
+__all__ = ["Access", "Kernel", "Product", "RowSum", "Stages", "make_stages"]
+
+_MOST_STATEMENTS = 400  # a step of more is cut into too many row blocks to be one kernel
+
+
+@dataclass(frozen=True)
+class Access:
+    """One row block of an array, element by element.
+
+    Attributes
+    ----------
+    array : str
+        A variable of the loop, as in `Place`; "h0" is made once before the loop.
+    block : int
+        Which block of as many rows as the kernel has.
+    spread : "", "column" or "row"
+        An array of one column, or of one row, stands for all.
+    """
+
+    array: str
+    block: int
+    spread: str = ""
+
+
+@dataclass
+class Kernel:
+    """Scalar operations over `rows` x B elements.
+
+    Attributes
+    ----------
+    loads : dict of Access to str
+        The name of each loaded number.
+    statements : list of (name, op, operands)
+        Operands are names or numbers.
+    stores : list of (Access, name)
+    """
+
+    rows: int
+    loads: dict[Access, str] = field(default_factory=dict)
+    statements: list[tuple[str, str, tuple[Any, ...]]] = field(default_factory=list)
+    stores: list[tuple[Access, str]] = field(default_factory=list)
+
+    def arrays(self) -> list[str]:
+        """What it reads and writes, each once."""
+        return list(dict.fromkeys([a.array for a in self.loads] + [a.array for a, _ in self.stores]))
+
+
+@dataclass
+class Product:
+    """``out = left @ right``; `left` is shared, or transposed from it."""
+
+    left: str
+    transposed: bool
+    right: Place
+    out: Place
+
+
+@dataclass
+class RowSum:
+    """``out = sum(x, axis=0)``."""
+
+    x: Place
+    out: Place
+
+
+@dataclass
+class Stages:
+    """A step as stages, and where everything is.
+
+    Attributes
+    ----------
+    stages : list of Product, RowSum and Kernel
+        In the order of running.
+    stacks, work, outputs : as in `planning.Plan`
+    ends : list of str
+        The variable of each carry after the step; "n0" alternates between two buffers.
+    hoisted : list of Value
+        What is made once before the loop, in the order of "h0", "h1", ...
+    """
+
+    stages: list[Any]
+    stacks: list[Stack]
+    work: list[tuple[tuple[int, ...], bool]]
+    outputs: list[tuple[str, int, int, int]]
+    ends: list[str]
+    hoisted: list[Value]
+
+
+def make_stages(graph: Graph, *, donate: bool) -> Stages:
+    """Cut a step into stages.
+
+    Raises
+    ------
+    Untraceable
+        Its row blocks don't fit together, or a product has a left side that is not shared.
+    """
+    extra: list[Value] = []
+    while True:
+        try:
+            return _Cutter(graph, donate, extra).cut()
+        except _Again as again:
+            extra.append(again.value)
+
+
+class _Cutter:
+    def __init__(self, graph: Graph, donate: bool, extra: list[Value]) -> None:
+        self.graph, self.donate, self.extra = graph, donate, extra
+        self.hoisted: dict[int, int] = {}
+        self.constant: set[int] = set()
+        self.level: dict[int, int] = {}
+        self.stacks: list[Stack] = []
+        self.work: list[tuple[tuple[int, ...], bool]] = []
+        self.places: dict[int, Place] = {}
+        self.kept: dict[int, Value] = {}  # what has to be in memory
+        self.needed = graph.needed()
+        for value in self.needed:
+            operands = [o for o in value.operands if isinstance(o, Value)]
+            if value.op not in ("carry", "xs") and all(o.number in self.constant for o in operands):
+                self.constant.add(value.number)
+            below = max((self.level[o.number] for o in operands), default=0)
+            barrier = value.op in ("matmul", "sum") and value.number not in self.constant
+            self.level[value.number] = below + barrier
+
+    def cut(self) -> Stages:
+        outputs, ends = self._outputs_and_ends()
+        for value in self.needed:
+            if value.op in ("matmul", "sum") and value.number not in self.constant:
+                self._keep(value)
+                for operand in value.operands:
+                    if isinstance(operand, Value):
+                        self._keep(operand)
+        for value in self.extra:
+            self._keep(value)
+        kernels: dict[int, list[Kernel]] = {}
+        for level in range(max(self.level.values()) + 1):
+            kernels[level] = self._kernels_of(level)
+        stages: list[Any] = []
+        for level, own in kernels.items():
+            for value in self.needed:
+                if value.number not in self.constant and self.level[value.number] == level:
+                    if value.op == "matmul":
+                        stages.append(self._product(value))
+                    elif value.op == "sum":
+                        (x,) = value.operands
+                        stages.append(RowSum(self._place_of(x), self.places[value.number]))
+            stages += own
+        hoisted = sorted(self.hoisted, key=lambda number: self.hoisted[number])
+        found = Stages(
+            stages, self.stacks, self.work, outputs, ends, [self.graph.values[number] for number in hoisted]
+        )
+        if self.donate:
+            self._give_away(found)
+        return found
+
+    # ------------------------------------------------------------------ what is in memory, and where
+
+    def _outputs_and_ends(self) -> tuple[list[tuple[str, int, int, int]], list[str]]:
+        shifted = {root.detail[0] for root, _, _ in map(root_of, self.graph.outputs) if root.op == "carry"}
+        stack_of_carry = {k: self._new_stack(self.graph.inputs["carry"][k], k) for k in sorted(shifted)}
+        ends = []
+        for k, value in enumerate(self.graph.carry):
+            if k in stack_of_carry:
+                if not self._put(value, f"y{stack_of_carry[k]}"):
+                    raise Untraceable("a carry that is kept twice")
+                ends.append(f"y{stack_of_carry[k]}")
+        outputs = []
+        for value in self.graph.outputs:
+            root, start, stop = root_of(value)
+            if root.op == "carry":
+                outputs.append(("before", stack_of_carry[root.detail[0]], start, stop))
+            elif root.op == "xs":
+                outputs.append(("input", root.detail[0], start, stop))
+            else:
+                if value.number not in self.places:
+                    self._put(value, f"y{self._new_stack(value)}")
+                place = self.places[value.number]
+                if place.base[0] != "y":
+                    raise Untraceable("an output in other memory")
+                outputs.append(("stack", int(place.base[1:]), place.start, place.start + place.rows))
+        ends = []
+        for k, value in enumerate(self.graph.carry):
+            if value.op == "carry" and value.detail[0] == k and k not in stack_of_carry:
+                ends.append(f"c{k}")
+                continue
+            if value.number not in self.places:
+                self._put(value, f"n{k}")
+            place = self.places[value.number]
+            if place.base[0] == "n" and place.base != f"n{k}":
+                raise Untraceable("one array for two carries")
+            ends.append(place.base)
+        return outputs, ends
+
+    def _new_stack(self, value: Value, carry: int | None = None) -> int:
+        self.stacks.append(Stack(value.shape, value.boolean, carry))
+        return len(self.stacks) - 1
+
+    def _put(self, value: Value, base: str) -> bool:
+        """Keep a value in memory of its own."""
+        if value.number in self.places or value.op in ("carry", "xs") or len(value.shape) != 2:
+            if len(value.shape) != 2 or value.op in ("carry", "xs"):
+                raise Untraceable("an output that is an input, or no matrix")
+            return False
+        self.places[value.number] = Place(base, 0, value.shape[0], value.shape[0])
+        self.kept[value.number] = value
+        return True
+
+    def _keep(self, value: Value) -> None:
+        """See that an operand of a product or a sum, or a result, is in memory."""
+        root, _, _ = root_of(value)
+        if value.op == "transpose" or root.number in self.constant or root.op in ("carry", "xs"):
+            return
+        if value.number not in self.places and root.number not in self.places:
+            self.work.append((value.shape, value.boolean))
+            self._put(value, f"w{len(self.work) - 1}")
+
+    def _place_of(self, value: Any) -> Place:
+        """Where a value is, on its own or as rows of what is kept."""
+        assert isinstance(value, Value)
+        if value.number in self.places:
+            return self.places[value.number]
+        root, start, stop = root_of(value)
+        if root.number in self.places:
+            return self.places[root.number].inside(start, stop - start)
+        if root.op in ("carry", "xs"):
+            return Place(f"{root.op[0]}{root.detail[0]}", start, stop - start, root.shape[0])
+        raise Untraceable("an operand that is not in memory")
+
+    def _product(self, value: Value) -> Product:
+        left, right = value.operands
+        assert isinstance(left, Value)
+        transposed = left.op == "transpose"
+        (matrix,) = left.operands if transposed else (left,)
+        if not isinstance(matrix, Value) or matrix.number not in self.constant:
+            raise Untraceable("a product whose left side changes from step to step")
+        return Product(self._constant_name(matrix), transposed, self._place_of(right), self.places[value.number])
+
+    def _constant_name(self, value: Value) -> str:
+        if value.op == "shared":
+            return f"s{value.detail[0]}"
+        number = self.hoisted.setdefault(value.number, len(self.hoisted))
+        return f"h{number}"
+
+    # ------------------------------------------------------------------ kernels
+
+    def _kernels_of(self, level: int) -> list[Kernel]:
+        """What has to be computed at a level, results of one row by themselves."""
+        own = [v for v in self.kept.values() if self.level[v.number] == level and v.op not in ("matmul", "sum")]
+        groups = [[v for v in own if v.shape[0] == 1], [v for v in own if v.shape[0] > 1]]
+        return [_Filler(self, level, group).fill() for group in groups if group]
+
+    def _give_away(self, found: Stages) -> None:
+        """Let one output take the place of the first input, where a kernel has read that element before."""
+        first = self.graph.inputs["xs"][0]
+        if any(root_of(value)[0] is first for value in (*self.graph.outputs, *self.graph.carry)):
+            return
+        readers = [s for s in found.stages if _reads(s, "x0")]
+        for k, stack in enumerate(self.stacks):
+            writers = [s for s in found.stages if _writes(s, f"y{k}")]
+            if (
+                stack.shape == first.shape
+                and stack.carry is None
+                and not stack.boolean
+                and len(readers) == len(writers) == 1
+                and readers[0] is writers[0]
+            ):
+                stack.given = 0
+                return
+
+
+class _Again(Exception):  # noqa: N818
+    """An earlier level has to keep one more value."""
+
+    def __init__(self, value: Value) -> None:
+        self.value = value
+
+
+def _reads(stage: Any, array: str) -> bool:
+    if isinstance(stage, Kernel):
+        return any(access.array == array for access in stage.loads)
+    return (stage.right if isinstance(stage, Product) else stage.x).base == array
+
+
+def _writes(stage: Any, array: str) -> bool:
+    if isinstance(stage, Kernel):
+        return any(access.array == array for access, _ in stage.stores)
+    return bool(stage.out.base == array)
+
+
+class _Filler:
+    """Write one kernel: the row blocks of some values, and all that they need."""
+
+    def __init__(self, cutter: _Cutter, level: int, group: list[Value]) -> None:
+        self.cutter, self.level, self.group = cutter, level, group
+        self.kernel = Kernel(math.gcd(*(value.shape[0] for value in group)))
+        self.batch = group[0].shape[1]
+        self.known: dict[tuple[int, int], Any] = {}
+
+    def fill(self) -> Kernel:
+        """The kernel."""
+        rows = self.kernel.rows
+        if any(value.shape[1] != self.batch for value in self.group):
+            raise Untraceable("results of different batch sizes")
+        for value in self.group:
+            place = self.cutter.places[value.number]
+            if place.start % rows:
+                raise Untraceable("row blocks that don't fit")
+            for block in range(value.shape[0] // rows):
+                name = self._number(value, block, stored=True)
+                self.kernel.stores.append((Access(place.base, place.start // rows + block), name))
+        return self.kernel
+
+    def _number(self, value: Any, block: int, *, stored: bool = False) -> Any:
+        """The name of an element of a row block."""
+        if not isinstance(value, Value):
+            return float(value)
+        key = (value.number, block)
+        if key not in self.known:
+            self.known[key] = self._made(value, block, stored)
+            if len(self.kernel.statements) > _MOST_STATEMENTS:
+                raise Untraceable("too many row blocks")
+        return self.known[key]
+
+    def _made(self, value: Value, block: int, stored: bool) -> Any:
+        rows = self.kernel.rows
+        if value.op == "fill":
+            return float(value.operands[0])  # type: ignore[arg-type]
+        if value.number in self.cutter.constant:
+            return self._load(self.cutter._constant_name(value), value, block)
+        if value.number in self.cutter.places and not stored:
+            place = self.cutter.places[value.number]
+            if self.cutter.level[value.number] < self.level or value.op in ("matmul", "sum"):
+                if place.start % rows:
+                    raise Untraceable("row blocks that don't fit")
+                return self._load(place.base, value, place.start // rows + block)
+        if value.op in ("carry", "xs"):
+            return self._load(f"{value.op[0]}{value.detail[0]}", value, block)
+        if value.op == "rows":
+            start = value.detail[0]
+            if start % rows:
+                raise Untraceable("row blocks that don't fit")
+            return self._number(value.operands[0], block + start // rows)
+        if value.op == "concat":
+            for part in value.operands:
+                assert isinstance(part, Value)
+                if part.shape[0] % rows:
+                    raise Untraceable("row blocks that don't fit")
+                if block < part.shape[0] // rows:
+                    return self._number(part, block)
+                block -= part.shape[0] // rows
+        if value.op not in POINTWISE:
+            raise Untraceable(f"{value.op} inside a kernel")
+        if self.cutter.level[value.number] < self.level:
+            raise _Again(value)
+        operands = []
+        for operand in value.operands:
+            whole = not isinstance(operand, Value) or operand.shape[0] == value.shape[0]
+            operands.append(self._number(operand, block if whole else 0))
+        name = f"v{len(self.kernel.statements)}"
+        self.kernel.statements.append((name, value.op, tuple(operands)))
+        return name
+
+    def _load(self, array: str, value: Value, block: int) -> str:
+        if value.ndim != 2:
+            raise Untraceable("an array that is no matrix")
+        spread = ""
+        if value.shape[0] == 1 and self.kernel.rows > 1:
+            spread, block = "row", 0
+        if value.shape[1] == 1 and self.batch > 1:
+            if spread:
+                raise Untraceable("a single number as an array")
+            spread = "column"
+        if not spread and value.shape[0] % self.kernel.rows:
+            raise Untraceable("row blocks that don't fit")
+        access = Access(array, block, spread)
+        return self.kernel.loads.setdefault(access, f"a{len(self.kernel.loads)}")
