@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import Any
 
 from .errors import InputError
-from .execution import fuse
+from .execution import compiles, fuse
 from .namespace import device_of
 from .typing import Array
 
@@ -189,14 +189,9 @@ class GateBlock:
         """The columns (s, b, s**2), each (k * H, 1), or None where another function is among the gates."""
         if set(self.names) != {"sigmoid", "tanh"}:
             return None
-        device = device_of(like)
-
-        def column(sigmoid: float, tanh: float) -> Array:
-            gates = [[[sigmoid if name == "sigmoid" else tanh]] for name in self.names]
-            spread = xp.broadcast_to(xp.asarray(gates, dtype=like.dtype, device=device), (len(gates), size, 1))
-            return xp.reshape(spread, (len(gates) * size, 1))
-
-        return column(0.5, 1.0), column(0.5, 0.0), column(0.25, 1.0)
+        make = _columns.__wrapped__ if compiles(xp) else _columns  # a traced array must not stay
+        found: tuple[Array, ...] = make(xp, self.names, size, like.dtype, device_of(like))
+        return found
 
     def forward(self, xp: Any, a: Array, columns: tuple[Array, ...] | None) -> Array:
         """Activate pre-activations `a` (k * H, B)."""
@@ -223,6 +218,16 @@ class GateBlock:
             runs.append((name, a if stop - start == a.shape[0] else a[start:stop, ...]))
             start = stop
         return runs
+
+
+@functools.lru_cache(maxsize=64)
+def _columns(xp: Any, names: tuple[str, ...], size: int, dtype: Any, device: Any) -> tuple[Array, ...]:
+    def column(sigmoid: float, tanh: float) -> Array:
+        gates = [[[sigmoid if name == "sigmoid" else tanh]] for name in names]
+        spread = xp.broadcast_to(xp.asarray(gates, dtype=dtype, device=device), (len(gates), size, 1))
+        return xp.reshape(spread, (len(gates) * size, 1))
+
+    return column(0.5, 1.0), column(0.5, 0.0), column(0.25, 1.0)
 
 
 def _scaled_tanh_gate(xp: Any, a: Array, scale: Array, shift: Array) -> Array:

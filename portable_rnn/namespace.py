@@ -18,6 +18,7 @@ from types import ModuleType
 from typing import Any
 
 import array_api_compat
+import array_api_compat.numpy as numpy_namespace
 import numpy as np
 
 from .errors import BackendError, InputError
@@ -260,12 +261,12 @@ def to_numpy(x: Any) -> np.ndarray[Any, Any]:
 
 def is_array(x: object) -> bool:
     """Whether `x` is an array of a library that follows the standard."""
-    return bool(array_api_compat.is_array_api_obj(x))
+    return type(x) is np.ndarray or bool(array_api_compat.is_array_api_obj(x))
 
 
 def is_traced(x: Array) -> bool:
     """Whether `x` has no values yet: an abstract array inside a JAX transformation."""
-    if not array_api_compat.is_jax_array(x):
+    if type(x) is np.ndarray or not array_api_compat.is_jax_array(x):
         return False
     import jax
 
@@ -323,6 +324,8 @@ def _move(name: str, whose: str) -> str:
 
 def namespace_of(x: Array) -> Any:
     """The array API namespace of an array."""
+    if type(x) is np.ndarray:  # asked often, and array_namespace takes microseconds
+        return numpy_namespace
     if array_api_compat.is_jax_array(x):
         return sys.modules["jax.numpy"]  # array_namespace makes an array to ask, which a transfer guard forbids
     return array_api_compat.array_namespace(x)
@@ -330,6 +333,8 @@ def namespace_of(x: Array) -> Any:
 
 def device_of(x: Array) -> Any:
     """The device that holds an array; None inside a JAX trace."""
+    if type(x) is np.ndarray:
+        return "cpu"
     return array_api_compat.device(x)
 
 

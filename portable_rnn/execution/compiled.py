@@ -261,10 +261,11 @@ def _loaded(source: str) -> Any:
             os.replace(file.name, path)
         elif path.read_text(encoding="utf-8") != source:
             raise OSError("another file of this name")
-        spec = importlib.util.spec_from_file_location(f"portable_rnn_{path.stem}", path)
+        name = f"portable_rnn_{path.stem}"
+        spec = importlib.util.spec_from_file_location(name, path)
         assert spec is not None
         assert spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
+        module = sys.modules[name] = importlib.util.module_from_spec(spec)  # numba imports it by this name
         spec.loader.exec_module(module)
         return module.loop
     except OSError:  # nowhere to write: compiled anew in every process

@@ -308,9 +308,24 @@ class _Filler:
 
     def __init__(self, cutter: _Cutter, level: int, group: list[Value]) -> None:
         self.cutter, self.level, self.group = cutter, level, group
-        self.kernel = Kernel(math.gcd(*(value.shape[0] for value in group)))
+        self.kernel = Kernel(self._rows())
         self.batch = group[0].shape[1]
         self.known: dict[tuple[int, int], Any] = {}
+
+    def _rows(self) -> int:
+        """The largest row block of which all that the kernel touches is made up."""
+        rows, stack, seen = 0, list(self.group), set[int]()
+        single = self.group[0].shape[0] == 1
+        while stack:
+            value = stack.pop()
+            if value.number in seen:
+                continue
+            seen.add(value.number)
+            if value.shape[0] > 1 or single:
+                rows = math.gcd(rows, value.shape[0], *(value.detail if value.op == "rows" else ()))
+            if value.op not in ("matmul", "sum"):
+                stack += [operand for operand in value.operands if isinstance(operand, Value)]
+        return rows
 
     def fill(self) -> Kernel:
         """The kernel."""

@@ -13,6 +13,8 @@ from .tracing import Graph, Untraceable, Value, flattened, rebuilt, trace
 
 __all__ = ["planned_scan"]
 
+# NumPy's float64 tanh is vector code, the compiled one is not.
+KERNEL_DTYPES = {"float32"}
 _DIALECTS: dict[str, type[NumpyDialect] | type[TorchDialect]] = {"numpy": NumpyDialect, "torch": TorchDialect}
 
 
@@ -176,7 +178,7 @@ def _compiled(graph: Graph, dtype: str, donate: bool) -> CompiledProgram | None:
     shapes = {f"s{k}": value.shape for k, value in enumerate(graph.inputs["shared"])}
     shapes |= {f"h{k}": value.shape for k, value in enumerate(stages.hoisted)}
     whole = is_small(stages, shapes, graph.inputs["carry"][0].shape[1])
-    if not whole and dtype != "float32":  # NumPy's float64 tanh is vector code, the compiled one is not
+    if not whole and dtype not in KERNEL_DTYPES:
         return None
     return CompiledProgram(stages, dtype, graph.output_structure, whole=whole)
 
