@@ -70,7 +70,10 @@ class Cell(Protocol):
     def step_backward(
         self, xp: Any, w: Params, residual: Residual, dstate: Arrays, drop: Array | None
     ) -> tuple[Arrays, Array, Residual]:
-        """(cotangent of the new state) -> (cotangent of the old state, dz, what `parameter_gradients` needs)."""
+        """(cotangent of the new state) -> (cotangent of the old state, dz, what `parameter_gradients` needs).
+
+        For every matrix of `w`, such as ``"Wh"``, its transpose is there too, as ``"Wh.T"``.
+        """
 
     def parameter_gradients(self, xp: Any, dz: Array, h_before: Array, residuals: Any, emitted: Any) -> Params:
         """Gradients of all but ``weight_ih``, from stacks over time: dz (T, G * H, B), h_before (T, H, B).
@@ -107,7 +110,7 @@ class ElmanCell:
         (dh,) = dstate
         da = dh * activation(self.nonlinearity).derivative(xp, residual["h"])  # h = f(a)
         da = _inside(xp, da, residual.get("inside"))
-        dh = dropped(w["Wh"].T @ da, drop)  # a = z + Wh @ h
+        dh = dropped(w["Wh.T"] @ da, drop)  # a = z + Wh @ h
         return (dh,), da, {}
 
     def parameter_gradients(self, xp: Any, dz: Array, h_before: Array, residuals: Any, emitted: Any) -> Params:
@@ -223,7 +226,7 @@ class LSTMCell:
         emitted: Residual = {}
         if self.proj_size:
             emitted = {"dh": dh}
-            dh = w["Whr"].T @ dh  # h = Whr @ (o * squashed)
+            dh = w["Whr.T"] @ dh  # h = Whr @ (o * squashed)
         slope = self._squash.derivative(xp, squashed)
         do, dc = fuse(xp, _lstm_output_cotangents)(dh, dc, o, squashed, slope)
         if not self.peepholes:
@@ -243,7 +246,7 @@ class LSTMCell:
             seen = split_rows(w["p_early"] * dearly, self.gates - 1)  # a_i = ... + p_i * c
             dc = sum(seen, start=dc)
             da = xp.concat([dearly, da_o], axis=0)
-        dh = dropped(w["Wh"].T @ da, drop)  # a = z + Wh @ h
+        dh = dropped(w["Wh.T"] @ da, drop)  # a = z + Wh @ h
         return (dh, dc), da, emitted
 
     def parameter_gradients(self, xp: Any, dz: Array, h_before: Array, residuals: Any, emitted: Any) -> Params:
@@ -342,14 +345,14 @@ class GRUCell:
         du, dn, dh = fuse(xp, _gru_state_cotangents)(dh, n, u, h)
         da_n = dn * activation(self.activation).derivative(xp, n)  # n = t(a_n)
         da_n = _inside(xp, da_n, residual.get("inside_n"))
-        dreset = da_n if self.reset_after else w["Wh_n"].T @ da_n  # cotangent of r * ah_n
+        dreset = da_n if self.reset_after else w["Wh_n.T"] @ da_n  # cotangent of r * ah_n
         da_ru = xp.concat([dreset * ah_n, du], axis=0) * self._block.derivative(xp, ru, w["columns"])
         da_ru = _inside(xp, da_ru, residual.get("inside"))
         dz = xp.concat([da_ru, da_n], axis=0)
         if self.reset_after:
             dah = xp.concat([da_ru, dreset * r], axis=0)  # a_n = z_n + r * ah_n
-            return (dh + dropped(w["Wh"].T @ dah, drop),), dz, {"dah": dah}
-        dseen = w["Wh_ru"].T @ da_ru + dreset * r  # a_n = z_n + Wh_n @ (r * seen)
+            return (dh + dropped(w["Wh.T"] @ dah, drop),), dz, {"dah": dah}
+        dseen = w["Wh_ru.T"] @ da_ru + dreset * r  # a_n = z_n + Wh_n @ (r * seen)
         return (dh + dropped(dseen, drop),), dz, {}
 
     def parameter_gradients(self, xp: Any, dz: Array, h_before: Array, residuals: Any, emitted: Any) -> Params:

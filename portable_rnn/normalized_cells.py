@@ -114,7 +114,7 @@ class LayerNormLSTMCell:
         da = dgates * self._block.derivative(xp, gates, w["columns"])
         dz = normalize_backward(xp, w["gain_ih"] * da, residual["z_hat"], residual["z_scale"])
         dm = normalize_backward(xp, w["gain_hh"] * da, residual["m_hat"], residual["m_scale"])
-        dh = dropped(w["Wh"].T @ dm, drop)  # m = Wh @ h
+        dh = dropped(w["Wh.T"] @ dm, drop)  # m = Wh @ h
         return (dh, dc * f), dz, {"da": da, "dm": dm, "da_c": da_c}
 
     def parameter_gradients(self, xp: Any, dz: Array, h_before: Array, residuals: Any, emitted: Any) -> Params:
@@ -197,7 +197,7 @@ class LayerNormGRUCell:
         emitted = {"da": da, "dm": dm}
         dz = self._backward(xp, w["gain_ih"] * da, residual["z_hat"], residual["z_scale"])
         dproduct = self._backward(xp, w["gain_hh"] * dm, residual["m_hat"], residual["m_scale"])
-        dseen = dropped(w["Wh"].T @ dproduct, drop)
+        dseen = dropped(w["Wh.T"] @ dproduct, drop)
         return (dh * u + dseen,), dz, emitted | {"dproduct": dproduct}
 
     def parameter_gradients(self, xp: Any, dz: Array, h_before: Array, residuals: Any, emitted: Any) -> Params:

@@ -21,7 +21,19 @@ from ..namespace import leaves
 from ..typing import Array
 from .loops import planned_scan
 
-__all__ = ["compiles", "feature_first", "forward_only", "fuse", "jit", "keeps_residuals", "scan", "stacked", "steps_at_once"]
+__all__ = [
+    "compiles",
+    "feature_first",
+    "forward_only",
+    "fuse",
+    "jit",
+    "keeps_residuals",
+    "projects_in_loop",
+    "scan",
+    "side_by_side",
+    "stacked",
+    "steps_at_once",
+]
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -118,10 +130,7 @@ def scan(
     carry, ys
     """
     if compiles(xp):
-        import jax
-
-        final, ys = jax.lax.scan(lambda c, x: step(xp, shared, c, x), carry, xs, reverse=reverse)
-        return final, ys
+        return _jax_scan(lambda c, x: step(xp, shared, c, x), carry, xs, reverse)
     library = _planned_library(xp)
     if recorded and library is not None and not _differentiated(library, (carry, xs, shared)):
         found = planned_scan(xp, library, step, carry, xs, shared, reverse=reverse, donate=donate, compiling=compiling)
@@ -133,6 +142,25 @@ def scan(
     for t in reversed(range(steps)) if reverse else range(steps):
         carry, outputs[t] = step(xp, shared, carry, inputs(t))
     return carry, tuple(list(column) for column in zip(*outputs, strict=True))
+
+
+def _jax_scan(step: Any, carry: Any, xs: Any, reverse: bool) -> tuple[Any, Any]:
+    """``jax.lax.scan`` that stacks an array once where a step returns it twice, such as h as output and as residual."""
+    import jax
+
+    places: list[int] = []  # of each output among the different ones
+    structure: Any = None
+
+    def distinct(carry: Any, x: Any) -> tuple[Any, Any]:
+        nonlocal structure
+        carry, outputs = step(carry, x)
+        flat, structure = jax.tree.flatten(outputs)
+        first: dict[int, int] = {}
+        places[:] = [first.setdefault(id(array), len(first)) for array in flat]
+        return carry, list({id(array): array for array in flat}.values())
+
+    final, stacks = jax.lax.scan(distinct, carry, xs, reverse=reverse)
+    return final, jax.tree.unflatten(structure, [stacks[k] for k in places])
 
 
 _forward_only: ContextVar[bool] = ContextVar("forward_only", default=False)
@@ -165,6 +193,14 @@ def _differentiated(library: str, tree: Any) -> bool:
     return library == "torch" and any(getattr(leaf, "requires_grad", False) for leaf in leaves(tree))
 
 
+def projects_in_loop(xp: Any) -> bool:
+    """Whether ``Wx @ x[t]`` is faster inside the time loop than as one product for all steps before it.
+
+    Under XLA it is: the small products are as fast, and (T, G * H, B) is neither written nor read back.
+    """
+    return compiles(xp)
+
+
 def steps_at_once(xp: Any, step_size: int, most: int) -> int | None:
     """How many time steps to take between two large products, so that they find their operands in the cache; None: all.
 
@@ -183,13 +219,27 @@ def feature_first(xp: Any, x: Array) -> Array:
     """Sequences (B, T, F) as steps of columns (T, F, B)."""
     batch, steps, features = x.shape
     turned: Array = xp.permute_dims(x, (1, 2, 0))
-    if not array_api_compat.is_numpy_namespace(xp) or batch == 1 or x.size < 1 << 14:
+    if not array_api_compat.is_numpy_namespace(xp) or batch == 1:
         return turned
-    # Rows that stand a power of two apart share a few lines of the cache, so that reading them across is slow: 0.75 ms
-    # for 16 steps of (256, 64) against 0.12 ms by way of rows a little longer.
-    padded = xp.empty((steps, batch, features + 16), dtype=x.dtype)[:, :, :features]
-    padded[...] = xp.permute_dims(x, (1, 0, 2))
-    return xp.permute_dims(padded, (0, 2, 1)).copy()
+    if batch < 64:
+        return turned.copy()
+    # Many rows that stand far apart share a few lines of the cache: reading across them takes 8 ms at (64, 50, 512),
+    # and 0.8 ms by way of a few steps at a time, in rows a little longer.
+    out = xp.empty(turned.shape, dtype=x.dtype)
+    few = max((1 << 15) // (batch * features), 1)
+    near = xp.empty((few, batch, features + 16), dtype=x.dtype)[:, :, :features]
+    for start in range(0, steps, few):
+        part = xp.permute_dims(x[:, start : start + few, :], (1, 0, 2))
+        near[: part.shape[0]] = part
+        out[start : start + few] = xp.permute_dims(near[: part.shape[0]], (0, 2, 1))
+    return out
+
+
+def side_by_side(xp: Any, a: Array) -> Array:
+    """The same (T, M, B), where it helps with the columns of all steps side by side in memory: (M, T * B)."""
+    if not array_api_compat.is_numpy_namespace(xp):
+        return a
+    return xp.permute_dims(xp.permute_dims(a, (1, 0, 2)).copy(), (1, 0, 2))
 
 
 def stacked(xp: Any, column: Any) -> Array:

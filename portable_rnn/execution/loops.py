@@ -96,7 +96,9 @@ class CompiledProgram:
 
         arrays: dict[str, Any] = {f"X{k}": _plain(xp, x) for k, x in enumerate(xs)}
         arrays |= {f"c{k}": xp.array(leaf, order="C") for k, leaf in enumerate(carry)}
-        arrays |= {f"s{k}": _plain(xp, leaf) for k, leaf in enumerate(shared)}
+        # BLAS takes a transposed matrix as it is
+        as_they_are = set() if self.whole else self.products
+        arrays |= {f"s{k}": s if f"s{k}" in as_they_are else _plain(xp, s) for k, s in enumerate(shared)}
         arrays |= {f"h{k}": _plain(xp, leaf) for k, leaf in enumerate(self.hoist(shared, dtype.type))}
         arrays |= {f"w{k}": empty(*form) for k, form in enumerate(self.stages.work)}
         arrays |= {f"{which}{k}": xp.empty_like(leaf) for k, leaf in enumerate(carry) for which in "nm"}
