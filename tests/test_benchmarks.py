@@ -37,7 +37,6 @@ def test_exponent_is_by_least_squares() -> None:
     [
         (scaling.verdict(1.05, 1.05), ("≤ 1.05 | met", True)),
         (scaling.verdict(1.051, 1.05), ("≤ 1.05 | **not met**", False)),
-        (scaling.verdict(9.0, None), (" | ", True)),
         (footprint.verdict(1.0, 1.0), ("≤ 1 | met", True)),
         (footprint.verdict(1.01, 1.0), ("≤ 1 | **not met**", False)),
         (footprint.verdict(60.0, 60.0, "<"), ("< 60 | **not met**", False)),
