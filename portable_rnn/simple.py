@@ -298,34 +298,40 @@ class SimpleRNN:
         hs = {0: h}
         for t in range(steps):
             x_t = x[:, t * batch : (t + 1) * batch]
-            h = xp.tanh(self.Wxh @ x_t + self.Whh @ h + self.bh)
+            a = self.Wxh @ x_t + self.bh
+            h = xp.tanh(a + self.Whh @ h if t else a)  # h[0] = 0 has nothing to add
             hs[t + 1] = h
         self.last_inputs, self.last_hs, self._x = inputs, hs, x
         return self.Why @ h + self.by
 
     def _gradients(self, d_y: Array) -> Params:
-        xp, hs = self.backend.xp, list(self.last_hs.values())
-        steps, batch, back_Whh = len(hs) - 1, d_y.shape[1], self.Whh.T
-
-        # da[t] = dh[t] * (1 - h[t]**2), because h = tanh(a). The last h, and no other, feeds y = Why @ h + by;
-        # each earlier one feeds the next a = Wxh @ x + Whh @ h + bh.
-        da = (self.Why.T @ d_y) * (1 - hs[-1] * hs[-1])
-        das = [da]
-        for h in hs[-2:0:-1]:
-            da = (back_Whh @ da) * (1 - h * h)
-            das.append(da)
-        das.reverse()
-
-        # The sum over steps and columns is a product of all of them side by side, in blocks that stay in cache.
-        gradients = {"Why": d_y @ hs[-1].T, "by": _summed(xp, d_y)}
+        xp, hs, x, back_Whh = self.backend.xp, self.last_hs, self._x, self.Whh.T
+        steps, batch = len(hs) - 1, d_y.shape[1]
         many = max(BLOCK // batch, 1)
-        for k in range(0, steps, many):
-            da = xp.concat(das[k : k + many], axis=1)
-            h_before = xp.concat(hs[k : min(k + many, steps)], axis=1)
-            x = self._x[:, k * batch : min(k + many, steps) * batch]
-            block = {"Wxh": da @ x.T, "Whh": da @ h_before.T, "bh": _summed(xp, da)}
-            gradients |= block if k == 0 else {name: gradients[name] + part for name, part in block.items()}
-        return gradients
+        da = dWxh = dWhh = sum_of_da = None
+        for k in reversed(range(0, steps, many)):
+            n = min(k + many, steps)
+            das = []
+            for t in range(n, k, -1):
+                # The last h, and no other, feeds y = Why @ h + by; an earlier one the next a = Wxh @ x + Whh @ h + bh.
+                dh = self.Why.T @ d_y if t == steps else back_Whh @ da
+                da = dh * (1 - hs[t] * hs[t])  # h = tanh(a)
+                das.append(da)
+                sum_of_da = da if t == steps else sum_of_da + da
+
+            # The sum over steps and columns is a product of all of them side by side, in blocks that stay in cache.
+            das = _beside(xp, das[::-1])
+            h_before = _beside(xp, [hs[t] for t in range(k, n)])
+            x_block = x[:, k * batch : n * batch]
+            dWxh = das @ x_block.T if n == steps else dWxh + das @ x_block.T
+            dWhh = das @ h_before.T if n == steps else dWhh + das @ h_before.T
+        return {
+            "Wxh": dWxh,
+            "Whh": dWhh,
+            "Why": d_y @ hs[steps].T,
+            "bh": _summed(xp, sum_of_da),
+            "by": _summed(xp, d_y),
+        }
 
     def _descend(self, steps: Params) -> None:
         for name, step in steps.items():
@@ -386,6 +392,11 @@ def _widest(library: Any) -> Backend:
     except Exception:  # every library has its own word for it
         return narrow
     return wide
+
+
+def _beside(xp: Any, blocks: list[Array]) -> Array:
+    """The columns of all blocks as one array."""
+    return blocks[0] if len(blocks) == 1 else xp.concat(blocks, axis=1)
 
 
 def _summed(xp: Any, columns: Array) -> Array:
