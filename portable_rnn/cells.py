@@ -38,6 +38,7 @@ from typing import Any, Protocol
 
 from .activations import GateBlock, activation, split_rows
 from .execution import fuse, stacked
+from .namespace import device_of
 from .typing import Array, Params
 
 __all__ = ["Cell", "ElmanCell", "GRUCell", "LSTMCell", "column", "dropped", "summed_outer", "weight_shapes"]
@@ -410,15 +411,17 @@ def weight_shapes(rows: int, input_size: int, out_size: int, bias: bool) -> Shap
 
 def summed_outer(xp: Any, left: Array, right: Array) -> Array:
     """Sum over time and batch of ``left[t] @ right[t].T``: (T, M, B), (T, N, B) -> (M, N), as one product."""
-    return xp.matmul(_side_by_side(xp, left), _side_by_side(xp, right).T)
+    return xp.matmul(columns_of(xp, left), columns_of(xp, right).T)
 
 
 def summed(xp: Any, terms: Array) -> Array:
     """Sum over time and batch: (T, M, B) -> (M,)."""
-    return xp.sum(xp.sum(terms, axis=0), axis=1)
+    columns = columns_of(xp, terms)
+    ones = xp.ones((columns.shape[1], 1), dtype=terms.dtype, device=device_of(terms))
+    return xp.matmul(columns, ones)[:, 0]  # a product takes less time than a sum over two axes
 
 
-def _side_by_side(xp: Any, a: Array) -> Array:
+def columns_of(xp: Any, a: Array) -> Array:
     """The columns of all steps: (T, M, B) -> (M, T * B)."""
     return xp.reshape(xp.permute_dims(a, (1, 0, 2)), (a.shape[1], -1))
 

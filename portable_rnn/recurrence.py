@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
-from .cells import Cell, summed_outer
-from .execution import feature_first, projects_in_loop, scan, side_by_side, stacked, steps_at_once
+from .cells import Cell, columns_of, summed_outer
+from .execution import feature_first, product, projects_in_loop, scan, side_by_side, stacked, steps_at_once
 from .layer import valid_steps
 from .namespace import device_of, map_leaves, namespace_of
 from .typing import Array, Marks, Params, State
@@ -194,6 +194,7 @@ def run_direction_backward(
             xp, _Backward(cell, watch), dstate, part, (w, drop), reverse=not reverse, recorded=True, compiling=True
         )
         dz = side_by_side(xp, stacked(xp, dz))
+        emitted = emitted if isinstance(emitted, list) else map_leaves(partial(side_by_side, xp), emitted)
         h_before = _one_step_earlier(xp, hs, h_initial, start, stop, reverse)
         _, part_residuals, part_span = part
         if part_span.reset is not None:
@@ -203,7 +204,7 @@ def run_direction_backward(
         found = cell.parameter_gradients(xp, dz, h_before, part_residuals, emitted)
         found["weight_ih"] = summed_outer(xp, dz, x[start:stop, ...])
         grads = {name: grads[name] + found[name] if grads else found[name] for name in p}
-        dinputs.append(_product(xp, w["Wx.T"], dz))
+        dinputs.append(_input_cotangent(xp, w, dz))
         norms.append(stacked(xp, norm) if watch else None)
     if not reverse:
         dinputs, norms = dinputs[::-1], norms[::-1]
@@ -239,13 +240,22 @@ def _input_product(xp: Any, w: Params, x: Array) -> Array:
     return _product(xp, weight, x)
 
 
+def _input_cotangent(xp: Any, w: Params, dz: Array) -> Array:
+    """``Wx.T @ dz[t]`` for every step, (T, I, B)."""
+    if projects_in_loop(xp):
+        return xp.matmul(w["Wx.T"], dz)
+    steps, _, batch = dz.shape
+    dx = xp.matmul(w["Wx.T"], columns_of(xp, dz))
+    return xp.permute_dims(xp.reshape(dx, (dx.shape[0], steps, batch)), (1, 0, 2))
+
+
 def _product(xp: Any, weight: Array, x: Array) -> Array:
     """``weight @ x[t]`` for every step of x (T, I, B)."""
     steps, features, batch = x.shape
     if batch > 1:
-        return xp.matmul(weight, x)
+        return product(xp, weight, x)
     rows = xp.reshape(x, (steps, features))  # one product in place of T products with one column
-    return xp.matmul(rows, weight.T)[:, :, None]
+    return product(xp, rows, weight.T)[:, :, None]
 
 
 def _blocks(steps: int, size: int | None, *, forward: bool) -> list[tuple[int, int]]:

@@ -22,7 +22,7 @@ __all__ = ["compiled_loop", "has_numba", "is_small"]
 # Multiplications in the products of one step, up to which they are compiled with the loop.
 SMALL = 1 << 15
 
-_PRELUDE = '''
+_PRELUDE = """
 import math
 from math import inf, nan
 
@@ -76,11 +76,11 @@ def sum_rows(x, out, batch):
     for i in range(x.size // batch):
         for b in range(batch):
             out[b] += x[i * batch + b]
-'''
+"""
 
 # tanh(x) / x as a quotient of polynomials in x**2 up to |x| = 9, where float32 rounds tanh to 1. Unlike a library's
 # tanh it becomes vector code. Fitted by benchmarks/fit_tanh.py; 3e-7 of the value at most.
-_TANH32 = '''
+_TANH32 = """
 
 @inside
 def tanh(x):
@@ -93,13 +93,13 @@ def tanh(x):
     y = c * (p * u + F(0.9999999987269129)) / ((q * u + F(0.47014188225698933)) * u + F(1))
     y = F(1) if y > F(1) else y
     return F(-1) if y < F(-1) else y
-'''
-_TANH64 = '''
+"""
+_TANH64 = """
 
 @inside
 def tanh(x):
     return math.tanh(x)
-'''
+"""
 
 _FORMS = {
     "add": "{0} + {1}",
@@ -146,8 +146,9 @@ def is_small(stages: Stages, shapes: dict[str, tuple[int, ...]], batch: int) -> 
 def compiled_loop(stages: Stages, dtype: str, *, whole: bool) -> tuple[Any, list[str]]:
     """The loop of `stages`, and the names of its arrays in the order in which it takes them.
 
-    ``loop(steps, reverse, batch, *rows_of_each_kernel, *arrays)`` returns the final carry. Where it is compiled as a whole, arrays over time
-    are (T, rows * B) and others (rows * B,), but for the left sides of products, which are matrices.
+    ``loop(steps, reverse, batch, *rows_of_each_kernel, *arrays)`` returns the final carry. Where it is compiled as a
+    whole, arrays over time are (T, rows * B) and others (rows * B,), but for the left sides of products, which are
+    matrices.
     """
     given = {f"y{k}": "x0" for k, stack in enumerate(stages.stacks) if stack.given == 0}
     names = _arrays(stages, given)
@@ -225,24 +226,34 @@ def _rows(place: Any, whole: bool) -> str:
 
 
 def _kernel_lines(kernel: Kernel, rows: str, given: dict[str, str]) -> list[str]:
-    lines = [f"size = {rows} * batch", "for e in range(size):"]
+    lines = [f"size = {rows} * batch"]
+    if any(access.spread for access in kernel.loads):  # two loops: a division for each element is no vector code
+        lines += [f"for r in range({rows}):"]
+        indent = " " * 8
+        for access, name in kernel.loads.items():
+            if access.spread == "column":
+                array = given.get(access.array, access.array)
+                lines.append(f"    {name} = {array}[{access.block} * {rows} + r]")
+        lines += ["    start = r * batch", "    for b in range(batch):", "        e = start + b"]
+    else:
+        lines.append("for e in range(size):")
+        indent = " " * 4
     for access, name in kernel.loads.items():
-        lines.append(f"    {name} = {_element(access, rows, given)}")
+        if access.spread != "column":
+            lines.append(f"{indent}{name} = {_element(access, given)}")
     for name, op, operands in kernel.statements:
         written = [operand if isinstance(operand, str) else f"F({operand!r})" for operand in operands]
-        lines.append(f"    {name} = {_FORMS[op].format(*written)}")
+        lines.append(f"{indent}{name} = {_FORMS[op].format(*written)}")
     for access, stored in kernel.stores:
         number = stored if isinstance(stored, str) else f"F({stored!r})"
-        lines.append(f"    {_element(access, rows, given)} = {number}")
+        lines.append(f"{indent}{_element(access, given)} = {number}")
     return lines
 
 
-def _element(access: Access, rows: str, given: dict[str, str]) -> str:
+def _element(access: Access, given: dict[str, str]) -> str:
     array = given.get(access.array, access.array)
     if access.spread == "row":
-        return f"{array}[e % batch]"
-    if access.spread == "column":
-        return f"{array}[{access.block} * {rows} + e // batch]"
+        return f"{array}[b]"
     return f"{array}[{access.block} * size + e]" if access.block else f"{array}[e]"
 
 

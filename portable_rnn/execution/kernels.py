@@ -162,9 +162,7 @@ class _Cutter:
                         stages.append(RowSum(self._place_of(x), self.places[value.number]))
             stages += own
         hoisted = sorted(self.hoisted, key=lambda number: self.hoisted[number])
-        found = Stages(
-            stages, self.stacks, self.work, outputs, ends, [self.graph.values[number] for number in hoisted]
-        )
+        found = Stages(stages, self.stacks, self.work, outputs, ends, [self.graph.values[number] for number in hoisted])
         if self.donate:
             self._give_away(found)
         return found

@@ -5,6 +5,9 @@ from __future__ import annotations
 import functools
 from typing import Any
 
+import numpy as np
+
+from . import reuse
 from .compiled import compiled_loop, has_numba, is_small
 from .dialects import NumpyDialect, TorchDialect
 from .kernels import Kernel, Product, Stages, make_stages
@@ -42,7 +45,10 @@ class Program:
         steps = xs[0].shape[0]
 
         def empty(shape: tuple[int, ...], boolean: bool) -> Any:
-            return xp.empty(shape, dtype=xp.bool if boolean else like.dtype, device=like.device)
+            dtype = xp.bool if boolean else like.dtype
+            if isinstance(like, np.ndarray):
+                return reuse.empty(shape, dtype)
+            return xp.empty(shape, dtype=dtype, device=like.device)
 
         try:
             work, numbers = self.idle.pop()
@@ -92,7 +98,7 @@ class CompiledProgram:
         steps, (_, batch), dtype = xs[0].shape[0], carry[0].shape, carry[0].dtype
 
         def empty(shape: tuple[int, ...], boolean: bool) -> Any:
-            return xp.empty(shape, dtype=xp.bool if boolean else dtype)
+            return reuse.empty(shape, np.bool if boolean else dtype)
 
         arrays: dict[str, Any] = {f"X{k}": _plain(xp, x) for k, x in enumerate(xs)}
         arrays |= {f"c{k}": xp.array(leaf, order="C") for k, leaf in enumerate(carry)}
