@@ -147,8 +147,9 @@ def run_direction(
     parts: list[Any] = []
     final = state
     residuals: Any = None
+    weight, inputs = (None, x) if project else _with_bias(xp, w, x)
     for start, stop in _blocks(steps, size, forward=not reverse):
-        z = x if project else _input_product(xp, w, x[start:stop, ...])
+        z = inputs if project else _product(xp, weight, inputs[start:stop, ...])
         final, (part, residuals) = scan(
             xp,
             _Forward(cell, keep, project),
@@ -230,14 +231,16 @@ def _one_step_earlier(xp: Any, hs: Array, h_initial: Array, start: int, stop: in
     return xp.concat([first, earlier], axis=0) if start == 0 else earlier
 
 
-def _input_product(xp: Any, w: Params, x: Array) -> Array:
-    """``Wx @ x[t] + b`` for every step, (T, G * H, B)."""
-    weight = w["Wx"]
-    if "b" in w:  # the weight of one more input, which is 1: a sum over all steps would be one more pass over them
-        steps, _, batch = x.shape
-        one = xp.ones((steps, 1, batch), dtype=x.dtype, device=device_of(x))
-        weight, x = xp.concat([weight, w["b"]], axis=1), xp.concat([x, one], axis=1)
-    return _product(xp, weight, x)
+def _with_bias(xp: Any, w: Params, x: Array) -> tuple[Array, Array]:
+    """A weight and an input whose product is ``Wx @ x[t] + b``.
+
+    The bias is the weight of one more input, which is 1: a sum over all steps would be one more pass over them.
+    """
+    if "b" not in w:
+        return w["Wx"], x
+    steps, _, batch = x.shape
+    one = xp.ones((steps, 1, batch), dtype=x.dtype, device=device_of(x))
+    return xp.concat([w["Wx"], w["b"]], axis=1), xp.concat([x, one], axis=1)
 
 
 def _input_cotangent(xp: Any, w: Params, dz: Array) -> Array:

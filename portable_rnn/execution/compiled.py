@@ -163,16 +163,16 @@ def compiled_loop(stages: Stages, dtype: str, *, whole: bool) -> tuple[Any, list
             source += f"\n\n@kernel\ndef kernel{k}({', '.join([*arrays, kernel_rows, 'batch'])}):\n    {body}\n"
     over_time = [name for name in names if name[0] in "XY"]
     steps = [f"{name.lower()} = {name}[t]" for name in over_time]
-    body = []
+    inside: list[str] = []
     for stage in stages.stages:
-        body += _stage_lines(stage, whole, given, kernels)
+        inside += _stage_lines(stage, whole, given, kernels)
     ends = [given.get(end, end) for end in stages.ends]
     alternating = [k for k, end in enumerate(ends) if end == f"n{k}"]
     moves = [(f"c{k}", end) for k, end in enumerate(ends) if end != f"c{k}"]
     moves += [(f"n{k}", f"m{k}") for k in alternating] + [(f"m{k}", f"n{k}") for k in alternating]
     if moves:
-        body.append(f"{', '.join(a for a, _ in moves)} = {', '.join(b for _, b in moves)}")
-    inner = "\n        ".join(["t = steps - 1 - k if reverse else k", *steps, *body])
+        inside.append(f"{', '.join(a for a, _ in moves)} = {', '.join(b for _, b in moves)}")
+    inner = "\n        ".join(["t = steps - 1 - k if reverse else k", *steps, *inside])
     sizes = [f"rows{k}" for k in range(len(kernels))]
     source += (
         f"\n\n{'@kernel' if whole else ''}\ndef loop(steps, reverse, batch, {', '.join([*sizes, *names])}):\n"
