@@ -186,12 +186,10 @@ class GateBlock:
     names: tuple[str, ...]
 
     def columns(self, xp: Any, like: Array, size: int) -> tuple[Array, ...] | None:
-        """The columns (s, b, s**2), each (k * H, 1), or None where another function is among the gates."""
-        if set(self.names) != {"sigmoid", "tanh"}:
+        """The columns (s, b, s**2), each (k * H, 1), or None where the gates are not one pass."""
+        if set(self.names) != {"sigmoid", "tanh"} or compiles(xp):  # XLA fuses the passes by itself
             return None
-        make = _columns.__wrapped__ if compiles(xp) else _columns  # a traced array must not stay
-        found: tuple[Array, ...] = make(xp, self.names, size, like.dtype, device_of(like))
-        return found
+        return _columns(xp, self.names, size, like.dtype, device_of(like))
 
     def forward(self, xp: Any, a: Array, columns: tuple[Array, ...] | None) -> Array:
         """Activate pre-activations `a` (k * H, B)."""

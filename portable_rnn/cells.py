@@ -37,7 +37,7 @@ from functools import cached_property
 from typing import Any, Protocol
 
 from .activations import GateBlock, activation, split_rows
-from .execution import fuse, stacked
+from .execution import compiles, fuse, stacked
 from .namespace import device_of
 from .typing import Array, Params
 
@@ -79,7 +79,8 @@ class Cell(Protocol):
     def parameter_gradients(self, xp: Any, dz: Array, h_before: Array, residuals: Any, emitted: Any) -> Params:
         """Gradients of all but ``weight_ih``, from stacks over time: dz (T, G * H, B), h_before (T, H, B).
 
-        `residuals` and `emitted` are what the steps returned; `column` takes one of their arrays over all steps.
+        `residuals` and `emitted` are what the steps returned; `column` takes one of their arrays over all steps. All of
+        them may be a block of the steps, in which case the gradients of the blocks are added.
         """
 
 
@@ -411,11 +412,15 @@ def weight_shapes(rows: int, input_size: int, out_size: int, bias: bool) -> Shap
 
 def summed_outer(xp: Any, left: Array, right: Array) -> Array:
     """Sum over time and batch of ``left[t] @ right[t].T``: (T, M, B), (T, N, B) -> (M, N), as one product."""
+    if compiles(xp):  # which leaves it to XLA where the columns are laid side by side
+        return xp.tensordot(left, right, axes=((0, 2), (0, 2)))
     return xp.matmul(columns_of(xp, left), columns_of(xp, right).T)
 
 
 def summed(xp: Any, terms: Array) -> Array:
     """Sum over time and batch: (T, M, B) -> (M,)."""
+    if compiles(xp):
+        return xp.sum(terms, axis=(0, 2))
     columns = columns_of(xp, terms)
     ones = xp.ones((columns.shape[1], 1), dtype=terms.dtype, device=device_of(terms))
     return xp.matmul(columns, ones)[:, 0]  # a product takes less time than a sum over two axes

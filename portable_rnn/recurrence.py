@@ -11,7 +11,17 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from .cells import Cell, columns_of, summed_outer
-from .execution import Collected, in_order, product, projects_in_loop, scan, side_by_side, stacked, steps_at_once
+from .execution import (
+    Collected,
+    in_order,
+    product,
+    projects_in_loop,
+    scan,
+    side_by_side,
+    stacked,
+    steps_at_once,
+    sums_in_loop,
+)
 from .layer import valid_steps
 from .namespace import device_of, map_leaves, namespace_of
 from .typing import Array, Marks, Params, State
@@ -120,6 +130,28 @@ class _Backward:
         return dold, (dz, emitted, norm)
 
 
+@dataclass(frozen=True)
+class _BackwardSums:
+    """`_Backward` that adds up the gradients of the parameters, and returns the cotangent of its input."""
+
+    backward: _Backward
+
+    def __call__(self, xp: Any, shared: Any, carry: Any, inputs: Any) -> tuple[Any, Any]:
+        w, _ = shared
+        dcarry, sums = carry
+        part, x_t, h_before = inputs
+        dcarry, (dz, emitted, norm) = self.backward(xp, shared, dcarry, part)
+        dx = w["Wx.T"] @ dz
+        dz, emitted, residual, x_t, h_before = map_leaves(lambda a: a[None, ...], (dz, emitted, part[1], x_t, h_before))
+        found = _gradients(xp, self.backward.cell, dz, x_t, h_before, residual, emitted)
+        return (dcarry, {name: so_far + found[name] for name, so_far in sums.items()}), (dx, norm)
+
+
+def _gradients(xp: Any, cell: Cell, dz: Array, x: Array, h_before: Array, residuals: Any, emitted: Any) -> Params:
+    """Of the parameters, from stacks over time."""
+    return cell.parameter_gradients(xp, dz, h_before, residuals, emitted) | {"weight_ih": summed_outer(xp, dz, x)}
+
+
 def run_direction(
     xp: Any,
     cell: Cell,
@@ -184,24 +216,31 @@ def run_direction_backward(
     """
     x, hs, h_initial, span, drop, residuals = saved
     w = _with_transposes(cell.prepare(xp, p))
-    steps = x.shape[0]
+    steps, _, batch = x.shape
+    backward = _Backward(cell, watch)
     grads: Params = {}
     dx, norms = Collected(xp, steps), Collected(xp, steps)
-    for start, stop in _blocks(steps, steps_at_once(xp, x.shape[2], 1024), forward=reverse):
-        part = (in_order(xp, dhs[start:stop, ...]), *_between((residuals, span), start, stop))
-        dstate, (dz, emitted, norm) = scan(
-            xp, _Backward(cell, watch), dstate, part, (w, drop), reverse=not reverse, recorded=True, compiling=True
-        )
-        dz = side_by_side(xp, stacked(xp, dz))
-        emitted = emitted if isinstance(emitted, list) else map_leaves(partial(side_by_side, xp), emitted)
+    for start, stop in _blocks(steps, steps_at_once(xp, batch, 1024), forward=reverse):
+        part_residuals, part_span = _between((residuals, span), start, stop)
+        part = (in_order(xp, dhs[start:stop, ...]), part_residuals, part_span)
+        x_part = in_order(xp, x[start:stop, ...])
         h_before = _one_step_earlier(xp, hs, h_initial, start, stop, reverse)
-        _, part_residuals, part_span = part
         if part_span.reset is not None:
             h_before = xp.where(part_span.reset, xp.zeros_like(h_before), h_before)
         if drop is not None:
             h_before = h_before * drop
-        found = cell.parameter_gradients(xp, dz, h_before, part_residuals, emitted)
-        found["weight_ih"] = summed_outer(xp, dz, in_order(xp, x[start:stop, ...]))
+        if sums_in_loop(xp, batch, w["Wx"].shape[0] * batch * steps):
+            zeros = {name: xp.zeros_like(value) for name, value in p.items()}
+            (dstate, grads), (dinput, norm) = scan(
+                xp, _BackwardSums(backward), (dstate, zeros), (part, x_part, h_before), (w, drop), reverse=not reverse
+            )
+            return grads, dinput, dstate, norm
+        dstate, (dz, emitted, norm) = scan(
+            xp, backward, dstate, part, (w, drop), reverse=not reverse, recorded=True, compiling=True
+        )
+        dz = side_by_side(xp, stacked(xp, dz))
+        emitted = emitted if isinstance(emitted, list) else map_leaves(partial(side_by_side, xp), emitted)
+        found = _gradients(xp, cell, dz, x_part, h_before, part_residuals, emitted)
         grads = {name: grads[name] + found[name] if grads else found[name] for name in p}
         dx.add(start, _input_cotangent(xp, w, dz))
         if watch:

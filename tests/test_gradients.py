@@ -14,6 +14,7 @@ from reference import Reference
 from trees import flat, inner, mapped, relative_error
 
 import portable_rnn as prnn
+from portable_rnn.execution import sums_in_loop
 
 MARGIN = 1e-3  # how far relu's arguments and Max's candidates must stay from a kink
 # One of each kind, for what JAX takes a second or more to compile; torch.autograd sees them all.
@@ -306,3 +307,20 @@ def test_jitted_vjp_needs_no_transfer() -> None:
         y, (dparams, _, _) = run(params, x, lengths, dy)
         jax.block_until_ready((y, dparams))
     assert np.max(np.abs(prnn.to_numpy(dparams["0.weight_ih_l0"]))) > 0
+
+
+@pytest.mark.parametrize("make", [prnn.LSTM, prnn.GRU, prnn.RNN])
+def test_weight_gradients_added_up_in_the_loop_are_those_of_one_product(make: Any) -> None:
+    pytest.importorskip("jax")
+    batch, steps, inputs, hidden = 64, 160, 2, 128 if make is not prnn.RNN else 256
+    assert sums_in_loop(prnn.backend("jax").xp, batch, batch * steps * hidden * (1 if make is prnn.RNN else 3))
+    layer = make(inputs, hidden)
+    rng = np.random.default_rng(0)
+    x, dy = (rng.standard_normal((batch, steps, size)).astype(np.float32) for size in (inputs, hidden))
+    lengths = rng.integers(steps // 2, steps + 1, batch)
+    found = []
+    for library in ("numpy", "jax"):
+        params = mapped(lambda p, to=library: prnn.asarray(p, to), layer.init(seed=0, backend="numpy"))
+        _, _, pullback = layer.vjp(params, prnn.asarray(x, library), lengths=lengths)
+        found.append(mapped(prnn.to_numpy, pullback(prnn.asarray(dy, library))))
+    assert relative_error(found[1], found[0]) < 1e-4

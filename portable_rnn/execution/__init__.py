@@ -37,6 +37,7 @@ __all__ = [
     "side_by_side",
     "stacked",
     "steps_at_once",
+    "sums_in_loop",
 ]
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -203,6 +204,15 @@ def projects_in_loop(xp: Any) -> bool:
     Under XLA it is: the small products are as fast, and (T, G * H, B) is neither written nor read back.
     """
     return compiles(xp)
+
+
+def sums_in_loop(xp: Any, batch_size: int, numbers: int) -> bool:
+    """Whether the gradients of the weights are faster added up in the time loop than as one product after it.
+
+    Under XLA they are where the `numbers` of dz over all steps do not fit the cache, and a step has columns enough for
+    a fast product.
+    """
+    return compiles(xp) and batch_size >= 64 and numbers >= 1 << 21
 
 
 def steps_at_once(xp: Any, step_size: int, most: int) -> int | None:
