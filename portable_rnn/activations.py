@@ -189,8 +189,10 @@ class GateBlock:
         """The columns (s, b, s**2), each (k * H, 1), or None where another function is among the gates."""
         if set(self.names) != {"sigmoid", "tanh"}:
             return None
-        make = _columns.__wrapped__ if compiles(xp) else _columns  # a traced array must not stay
-        found: tuple[Array, ...] = make(xp, self.names, size, like.dtype, device_of(like))
+        device = device_of(like)
+        keep = not compiles(xp) and device.__hash__ is not None  # not a traced array; CuPy's devices have no hash
+        make = _columns if keep else _columns.__wrapped__
+        found: tuple[Array, ...] = make(xp, self.names, size, like.dtype, device)
         return found
 
     def forward(self, xp: Any, a: Array, columns: tuple[Array, ...] | None) -> Array:
