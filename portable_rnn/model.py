@@ -14,7 +14,7 @@ from . import training
 from .checkpoint import read_checkpoint, write_checkpoint
 from .checks import check_callbacks, check_classes, check_finite, check_truncation
 from .errors import InputError, NonFiniteError
-from .execution import compiles, jit
+from .execution import compiles, forward_only, jit
 from .history import Epoch, History, Progress, notify, run_callbacks
 from .layer import Layer, checked_marks, padded, random_generator
 from .layers import check_streams
@@ -486,11 +486,13 @@ def _first_steps(y: Array, *, steps: int) -> Array:
 
 
 def _predict(params: Params, x: Array, marks: Marks, *, network: Layer) -> Array:
-    return network.forward(params, x, None, marks, None)[0]
+    with forward_only():
+        return network.forward(params, x, None, marks, None)[0]
 
 
 def _step(params: Params, x: Array, state: State, *, network: Layer) -> tuple[Array, State]:
-    y, state, _ = network.forward(params, x, state, Marks(), None)
+    with forward_only():
+        y, state, _ = network.forward(params, x, state, Marks(), None)
     return (y[:, 0, ...] if network.keeps_time else y), state
 
 

@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from .cells import Cell, columns_of, summed_outer
-from .execution import feature_first, product, projects_in_loop, scan, side_by_side, stacked, steps_at_once
+from .execution import Collected, in_order, product, projects_in_loop, scan, side_by_side, stacked, steps_at_once
 from .layer import valid_steps
 from .namespace import device_of, map_leaves, namespace_of
 from .typing import Array, Marks, Params, State
@@ -144,11 +144,12 @@ def run_direction(
     project = projects_in_loop(xp)
     steps, _, batch = x.shape
     size = None if keep or batch == 1 else steps_at_once(xp, w["Wx"].shape[0] * batch, 1 << 18)
-    parts: list[Any] = []
+    hs = Collected(xp, steps)
     final = state
     residuals: Any = None
+    weight, inputs = (None, x) if project else _with_bias(xp, w, in_order(xp, x))
     for start, stop in _blocks(steps, size, forward=not reverse):
-        z = x if project else _input_product(xp, w, x[start:stop, ...])
+        z = inputs if project else _product(xp, weight, inputs[start:stop, ...])
         final, (part, residuals) = scan(
             xp,
             _Forward(cell, keep, project),
@@ -160,9 +161,8 @@ def run_direction(
             donate=True,
             compiling=keep,
         )
-        parts.append(stacked(xp, part))
-    hs = _joined(xp, parts[::-1] if reverse else parts)
-    return hs, final, (x, hs, state[0], span, drop, residuals) if keep else None
+        hs.add(start, stacked(xp, part))
+    return hs.result(), final, (x, hs.result(), state[0], span, drop, residuals) if keep else None
 
 
 def run_direction_backward(
@@ -186,10 +186,9 @@ def run_direction_backward(
     w = _with_transposes(cell.prepare(xp, p))
     steps = x.shape[0]
     grads: Params = {}
-    dinputs: list[Array] = []
-    norms: list[Any] = []
+    dx, norms = Collected(xp, steps), Collected(xp, steps)
     for start, stop in _blocks(steps, steps_at_once(xp, x.shape[2], 1024), forward=reverse):
-        part = _between((dhs, residuals, span), start, stop)
+        part = (in_order(xp, dhs[start:stop, ...]), *_between((residuals, span), start, stop))
         dstate, (dz, emitted, norm) = scan(
             xp, _Backward(cell, watch), dstate, part, (w, drop), reverse=not reverse, recorded=True, compiling=True
         )
@@ -202,13 +201,12 @@ def run_direction_backward(
         if drop is not None:
             h_before = h_before * drop
         found = cell.parameter_gradients(xp, dz, h_before, part_residuals, emitted)
-        found["weight_ih"] = summed_outer(xp, dz, x[start:stop, ...])
+        found["weight_ih"] = summed_outer(xp, dz, in_order(xp, x[start:stop, ...]))
         grads = {name: grads[name] + found[name] if grads else found[name] for name in p}
-        dinputs.append(_input_cotangent(xp, w, dz))
-        norms.append(stacked(xp, norm) if watch else None)
-    if not reverse:
-        dinputs, norms = dinputs[::-1], norms[::-1]
-    return grads, _joined(xp, dinputs), dstate, _joined(xp, norms) if watch else None
+        dx.add(start, _input_cotangent(xp, w, dz))
+        if watch:
+            norms.add(start, stacked(xp, norm))
+    return grads, dx.result(), dstate, norms.result() if watch else None
 
 
 def _with_transposes(w: Params) -> Params:
@@ -230,14 +228,16 @@ def _one_step_earlier(xp: Any, hs: Array, h_initial: Array, start: int, stop: in
     return xp.concat([first, earlier], axis=0) if start == 0 else earlier
 
 
-def _input_product(xp: Any, w: Params, x: Array) -> Array:
-    """``Wx @ x[t] + b`` for every step, (T, G * H, B)."""
-    weight = w["Wx"]
-    if "b" in w:  # the weight of one more input, which is 1: a sum over all steps would be one more pass over them
-        steps, _, batch = x.shape
-        one = xp.ones((steps, 1, batch), dtype=x.dtype, device=device_of(x))
-        weight, x = xp.concat([weight, w["b"]], axis=1), xp.concat([x, one], axis=1)
-    return _product(xp, weight, x)
+def _with_bias(xp: Any, w: Params, x: Array) -> tuple[Array, Array]:
+    """A weight and an input whose product is ``Wx @ x[t] + b``.
+
+    The bias is the weight of one more input, which is 1: a sum over all steps would be one more pass over them.
+    """
+    if "b" not in w:
+        return w["Wx"], x
+    steps, _, batch = x.shape
+    one = xp.ones((steps, 1, batch), dtype=x.dtype, device=device_of(x))
+    return xp.concat([w["Wx"], w["b"]], axis=1), xp.concat([x, one], axis=1)
 
 
 def _input_cotangent(xp: Any, w: Params, dz: Array) -> Array:
@@ -371,12 +371,7 @@ def _from_segments(xp: Any, parts: list[Any]) -> Array:
     segments: list[Array] = []
     for part in parts:
         segments += part if isinstance(part, list) else [xp.reshape(part, (-1, *part.shape[2:]))]
-    return _joined(xp, segments)
-
-
-def _joined(xp: Any, parts: list[Array]) -> Array:
-    """Parts one after another in time."""
-    return parts[0] if len(parts) == 1 else xp.concat(parts, axis=0)
+    return segments[0] if len(segments) == 1 else xp.concat(segments, axis=0)
 
 
 def _where_not(xp: Any, condition: Array | None, arrays: tuple[Array, ...]) -> tuple[Array, ...]:
@@ -406,7 +401,7 @@ def stack_forward(
     """A whole stack: x (B, T, I) -> y (B, T, D * H), final state, residuals."""
     xp = namespace_of(x)
     batch = x.shape[0]
-    y = feature_first(xp, x)
+    y = xp.permute_dims(x, (1, 2, 0))
     spans = [_span(xp, x, marks, backward) for backward in (False, True)]
     valid = spans[0].valid
     if valid is not None:
@@ -464,7 +459,7 @@ def stack_backward(
     if layer.recompute_every:
         run = partial(run_segments_backward, every=layer.recompute_every)
     dfinal = _columns(xp, layer, dstate, x.shape[2], x)
-    dhs = feature_first(xp, dy)
+    dhs = xp.permute_dims(dy, (1, 2, 0))
     grads: Params = {}
     dinitials: list[tuple[Array, ...]] = [()] * len(residuals)
     norms: list[Array | None] = [None] * len(residuals)

@@ -10,7 +10,7 @@ import numpy as np
 
 from .data import batches
 from .errors import NonFiniteError
-from .execution import compiles, jit
+from .execution import compiles, forward_only, jit
 from .history import History, Progress
 from .layer import Layer, place_masks, random_generator
 from .layers import flat_layers, with_prefix
@@ -73,7 +73,8 @@ def loss_and_gradients(
 
 def loss_value(params: Params, x: Array, y: Array, marks: Marks, *, network: Layer, loss: Loss) -> Array:
     """The loss of a batch."""
-    prediction, _, _ = network.forward(params, x, None, marks, None)
+    with forward_only():
+        prediction, _, _ = network.forward(params, x, None, marks, None)
     return loss(prediction, y, marks.lengths if network.keeps_time else None)[0]
 
 

@@ -24,10 +24,11 @@ from . import reuse
 from .loops import planned_scan
 
 __all__ = [
+    "Collected",
     "compiles",
-    "feature_first",
     "forward_only",
     "fuse",
+    "in_order",
     "jit",
     "keeps_residuals",
     "product",
@@ -221,25 +222,55 @@ def steps_at_once(xp: Any, step_size: int, most: int) -> int | None:
     return max(most // step_size, 1) if _planned_library(xp) in ("numpy", "torch") else None
 
 
-def feature_first(xp: Any, x: Array) -> Array:
-    """Sequences (B, T, F) as steps of columns (T, F, B)."""
-    batch, steps, features = x.shape
-    turned: Array = xp.permute_dims(x, (1, 2, 0))
-    if not array_api_compat.is_numpy_namespace(xp) or batch == 1:
-        return turned
-    out = reuse.empty(turned.shape, x.dtype)
+def in_order(xp: Any, x: Array) -> Array:
+    """Steps of columns (T, F, B), each in one piece of memory where that makes the time loop faster.
+
+    They usually are a view of sequences (B, T, F).
+    """
+    if not array_api_compat.is_numpy_namespace(xp) or x[0].flags.c_contiguous:
+        return x
+    steps, features, batch = x.shape
+    out = reuse.empty(x.shape, x.dtype)
     if batch < 64:
-        out[...] = turned
+        out[...] = x
         return out
     # Many rows that stand far apart share a few lines of the cache: reading across them takes 8 ms at (64, 50, 512),
     # and 0.8 ms by way of a few steps at a time, in rows a little longer.
     few = max((1 << 15) // (batch * features), 1)
     near = xp.empty((few, batch, features + 16), dtype=x.dtype)[:, :, :features]
     for start in range(0, steps, few):
-        part = xp.permute_dims(x[:, start : start + few, :], (1, 0, 2))
+        part = xp.permute_dims(x[start : start + few], (0, 2, 1))
         near[: part.shape[0]] = part
         out[start : start + few] = xp.permute_dims(near[: part.shape[0]], (0, 2, 1))
     return out
+
+
+class Collected:
+    """Blocks of time steps that become one array (T, ...).
+
+    NumPy's go into it one by one, so that they are never there twice.
+    """
+
+    def __init__(self, xp: Any, steps: int) -> None:
+        self.xp, self.steps = xp, steps
+        self.blocks: list[tuple[int, Array]] = []
+        self.whole: Array | None = None
+
+    def add(self, start: int, block: Array) -> None:
+        """Put a block at its place."""
+        if block.shape[0] == self.steps or not array_api_compat.is_numpy_namespace(self.xp):
+            self.blocks.append((start, block))
+            return
+        if self.whole is None:
+            self.whole = reuse.empty((self.steps, *block.shape[1:]), block.dtype)
+        self.whole[start : start + block.shape[0]] = block
+
+    def result(self) -> Array:
+        """All steps."""
+        if self.whole is not None:
+            return self.whole
+        blocks = [block for _, block in sorted(self.blocks, key=lambda pair: pair[0])]
+        return blocks[0] if len(blocks) == 1 else self.xp.concat(blocks, axis=0)
 
 
 def side_by_side(xp: Any, a: Array) -> Array:

@@ -150,7 +150,7 @@ def compiled_loop(stages: Stages, dtype: str, *, whole: bool) -> tuple[Any, list
     whole, arrays over time are (T, rows * B) and others (rows * B,), but for the left sides of products, which are
     matrices.
     """
-    given = {f"y{k}": "x0" for k, stack in enumerate(stages.stacks) if stack.given == 0}
+    given = given_rows(stages, whole)
     names = _arrays(stages, given)
     source = _PRELUDE.format(dtype=dtype) + (_TANH32 if dtype == "float32" else _TANH64)
     kernels = [stage for stage in stages.stages if isinstance(stage, Kernel)]
@@ -163,16 +163,16 @@ def compiled_loop(stages: Stages, dtype: str, *, whole: bool) -> tuple[Any, list
             source += f"\n\n@kernel\ndef kernel{k}({', '.join([*arrays, kernel_rows, 'batch'])}):\n    {body}\n"
     over_time = [name for name in names if name[0] in "XY"]
     steps = [f"{name.lower()} = {name}[t]" for name in over_time]
-    body = []
+    inside: list[str] = []
     for stage in stages.stages:
-        body += _stage_lines(stage, whole, given, kernels)
-    ends = [given.get(end, end) for end in stages.ends]
+        inside += _stage_lines(stage, whole, given, kernels)
+    ends = [_end(stages, end, given, whole) for end in stages.ends]
     alternating = [k for k, end in enumerate(ends) if end == f"n{k}"]
     moves = [(f"c{k}", end) for k, end in enumerate(ends) if end != f"c{k}"]
     moves += [(f"n{k}", f"m{k}") for k in alternating] + [(f"m{k}", f"n{k}") for k in alternating]
     if moves:
-        body.append(f"{', '.join(a for a, _ in moves)} = {', '.join(b for _, b in moves)}")
-    inner = "\n        ".join(["t = steps - 1 - k if reverse else k", *steps, *body])
+        inside.append(f"{', '.join(a for a, _ in moves)} = {', '.join(b for _, b in moves)}")
+    inner = "\n        ".join(["t = steps - 1 - k if reverse else k", *steps, *inside])
     sizes = [f"rows{k}" for k in range(len(kernels))]
     source += (
         f"\n\n{'@kernel' if whole else ''}\ndef loop(steps, reverse, batch, {', '.join([*sizes, *names])}):\n"
@@ -182,13 +182,27 @@ def compiled_loop(stages: Stages, dtype: str, *, whole: bool) -> tuple[Any, list
     return _loaded(source), names
 
 
-def _arrays(stages: Stages, given: dict[str, str]) -> list[str]:
+def given_rows(stages: Stages, whole: bool) -> dict[str, int]:
+    """The stacks that stand in the first input, and at which row.
+
+    A loop that is compiled as a whole takes an array over time as a matrix, which a part of its rows is not.
+    """
+    height = max((stack.shape[0] for stack in stages.stacks), default=0)
+    full = [k for k, stack in enumerate(stages.stacks) if stack.given == 0 and stack.shape[0] == height]
+    return {
+        f"y{k}": stack.given
+        for k, stack in enumerate(stages.stacks)
+        if stack.given is not None and (not whole or (k in full and stages.first_rows == height))
+    }
+
+
+def _arrays(stages: Stages, given: dict[str, int]) -> list[str]:
     names: list[str] = []
     for stage in stages.stages:
         if isinstance(stage, Kernel):
             names += _renamed(stage.arrays(), given)
         elif isinstance(stage, Product):
-            names += [stage.left, stage.right.base, given.get(stage.out.base, stage.out.base)]
+            names += [stage.left, stage.right.base, stage.out.base]
         else:
             names += [stage.x.base, stage.out.base]
     for k, end in enumerate(stages.ends):
@@ -197,11 +211,19 @@ def _arrays(stages: Stages, given: dict[str, str]) -> list[str]:
     return [name.upper() if name[0] in "xy" else name for name in names]
 
 
-def _renamed(names: list[str], given: dict[str, str]) -> list[str]:
-    return list(dict.fromkeys(given.get(name, name) for name in names))
+def _renamed(names: list[str], given: dict[str, int]) -> list[str]:
+    return list(dict.fromkeys("x0" if name in given else name for name in names))
 
 
-def _stage_lines(stage: Any, whole: bool, given: dict[str, str], kernels: list[Kernel]) -> list[str]:
+def _end(stages: Stages, end: str, given: dict[str, int], whole: bool) -> str:
+    """What a carry is after the step."""
+    if end not in given:
+        return end
+    start = given[end]
+    return "x0" if whole else f"x0[{start}:{start + stages.stacks[int(end[1:])].shape[0]}]"
+
+
+def _stage_lines(stage: Any, whole: bool, given: dict[str, int], kernels: list[Kernel]) -> list[str]:
     if isinstance(stage, Kernel):
         number = next(k for k, kernel in enumerate(kernels) if kernel is stage)
         if whole:
@@ -225,36 +247,37 @@ def _rows(place: Any, whole: bool) -> str:
     return f"{place.base}[{place.start}:{place.start + place.rows}]"
 
 
-def _kernel_lines(kernel: Kernel, rows: str, given: dict[str, str]) -> list[str]:
+def _kernel_lines(kernel: Kernel, rows: str, given: dict[str, int]) -> list[str]:
     lines = [f"size = {rows} * batch"]
     if any(access.spread for access in kernel.loads):  # two loops: a division for each element is no vector code
         lines += [f"for r in range({rows}):"]
         indent = " " * 8
         for access, name in kernel.loads.items():
             if access.spread == "column":
-                array = given.get(access.array, access.array)
-                lines.append(f"    {name} = {array}[{access.block} * {rows} + r]")
+                lines.append(f"    {name} = {access.array}[{access.block} * {rows} + r]")
         lines += ["    start = r * batch", "    for b in range(batch):", "        e = start + b"]
     else:
         lines.append("for e in range(size):")
         indent = " " * 4
     for access, name in kernel.loads.items():
         if access.spread != "column":
-            lines.append(f"{indent}{name} = {_element(access, given)}")
+            lines.append(f"{indent}{name} = {_element(access, kernel, given)}")
     for name, op, operands in kernel.statements:
         written = [operand if isinstance(operand, str) else f"F({operand!r})" for operand in operands]
         lines.append(f"{indent}{name} = {_FORMS[op].format(*written)}")
     for access, stored in kernel.stores:
         number = stored if isinstance(stored, str) else f"F({stored!r})"
-        lines.append(f"{indent}{_element(access, given)} = {number}")
+        lines.append(f"{indent}{_element(access, kernel, given)} = {number}")
     return lines
 
 
-def _element(access: Access, given: dict[str, str]) -> str:
-    array = given.get(access.array, access.array)
+def _element(access: Access, kernel: Kernel, given: dict[str, int]) -> str:
     if access.spread == "row":
-        return f"{array}[b]"
-    return f"{array}[{access.block} * size + e]" if access.block else f"{array}[e]"
+        return f"{access.array}[b]"
+    array, block = access.array, access.block
+    if array in given:
+        array, block = "x0", block + given[array] // kernel.rows
+    return f"{array}[{block} * size + e]" if block else f"{array}[e]"
 
 
 # ---------------------------------------------------------------------- compiled code is kept on disk

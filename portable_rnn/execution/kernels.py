@@ -93,6 +93,8 @@ class Stages:
         The variable of each carry after the step; "n0" alternates between two buffers.
     hoisted : list of Value
         What is made once before the loop, in the order of "h0", "h1", ...
+    first_rows : int
+        Rows of the first input.
     """
 
     stages: list[Any]
@@ -101,6 +103,7 @@ class Stages:
     outputs: list[tuple[str, int, int, int]]
     ends: list[str]
     hoisted: list[Value]
+    first_rows: int
 
 
 def make_stages(graph: Graph, *, donate: bool) -> Stages:
@@ -162,7 +165,15 @@ class _Cutter:
                         stages.append(RowSum(self._place_of(x), self.places[value.number]))
             stages += own
         hoisted = sorted(self.hoisted, key=lambda number: self.hoisted[number])
-        found = Stages(stages, self.stacks, self.work, outputs, ends, [self.graph.values[number] for number in hoisted])
+        found = Stages(
+            stages,
+            self.stacks,
+            self.work,
+            outputs,
+            ends,
+            [self.graph.values[number] for number in hoisted],
+            self.graph.inputs["xs"][0].shape[0],
+        )
         if self.donate:
             self._give_away(found)
         return found
@@ -264,22 +275,31 @@ class _Cutter:
         return [_Filler(self, level, group).fill() for group in groups if group]
 
     def _give_away(self, found: Stages) -> None:
-        """Let one output take the place of the first input, where a kernel has read that element before."""
+        """Let outputs take the place of rows of the first input that no later stage reads.
+
+        Within a kernel an element is read before it is written, and no other element is looked at.
+        """
         first = self.graph.inputs["xs"][0]
         if any(root_of(value)[0] is first for value in (*self.graph.outputs, *self.graph.carry)):
             return
-        readers = [s for s in found.stages if _reads(s, "x0")]
-        for k, stack in enumerate(self.stacks):
-            writers = [s for s in found.stages if _writes(s, f"y{k}")]
-            if (
-                stack.shape == first.shape
-                and stack.carry is None
-                and not stack.boolean
-                and len(readers) == len(writers) == 1
-                and readers[0] is writers[0]
-            ):
-                stack.given = 0
-                return
+        reads = [(*rows, k) for k, stage in enumerate(found.stages) for rows in _rows_read(stage, "x0")]
+        taken: list[tuple[int, int]] = []
+        for s in sorted(range(len(self.stacks)), key=lambda s: -self.stacks[s].shape[0]):
+            stack = self.stacks[s]
+            writers = [k for k, stage in enumerate(found.stages) if _writes(stage, f"y{s}")]
+            if stack.carry is not None or stack.boolean or stack.shape[1:] != first.shape[1:] or len(writers) != 1:
+                continue
+            kernel = found.stages[writers[0]]
+            if not isinstance(kernel, Kernel) or any(_rows_read(stage, f"y{s}") for stage in found.stages):
+                continue
+            for start in sorted({0, *(r[0] for r in reads), *(t[1] for t in taken)}):
+                stop = start + stack.shape[0]
+                if stop > first.shape[0] or start % kernel.rows or any(a < stop and start < b for a, b in taken):
+                    continue
+                if all(k <= writers[0] for a, b, k in reads if a < stop and start < b):
+                    stack.given = start
+                    taken.append((start, stop))
+                    break
 
 
 class _Again(Exception):  # noqa: N818
@@ -289,10 +309,12 @@ class _Again(Exception):  # noqa: N818
         self.value = value
 
 
-def _reads(stage: Any, array: str) -> bool:
+def _rows_read(stage: Any, array: str) -> list[tuple[int, int]]:
+    """(start, stop) of the rows of an array that a stage reads."""
     if isinstance(stage, Kernel):
-        return any(access.array == array for access in stage.loads)
-    return (stage.right if isinstance(stage, Product) else stage.x).base == array
+        return [(a.block * stage.rows, (a.block + 1) * stage.rows) for a in stage.loads if a.array == array]
+    place = stage.right if isinstance(stage, Product) else stage.x
+    return [(place.start, place.start + place.rows)] if place.base == array else []
 
 
 def _writes(stage: Any, array: str) -> bool:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from . import reuse
-from .compiled import compiled_loop, has_numba, is_small
+from .compiled import compiled_loop, given_rows, has_numba, is_small
 from .cuda import CudaProgram, cuda_program
 from .dialects import NumpyDialect, TorchDialect
 from .kernels import Kernel, Product, Stages, make_stages
@@ -90,6 +90,7 @@ class CompiledProgram:
     def __init__(self, stages: Stages, dtype: str, output_structure: Any, *, whole: bool) -> None:
         self.stages, self.output_structure, self.whole = stages, output_structure, whole
         self.loop, self.names = compiled_loop(stages, dtype, whole=whole)
+        self.given = given_rows(stages, whole)
         self.rows = [stage.rows for stage in stages.stages if isinstance(stage, Kernel)]
         self.products = {stage.left for stage in stages.stages if isinstance(stage, Product)}
         self.hoist = _hoisting(stages.hoisted, _dialect("numpy"))
@@ -101,7 +102,11 @@ class CompiledProgram:
         def empty(shape: tuple[int, ...], boolean: bool) -> Any:
             return reuse.empty(shape, np.bool if boolean else dtype)
 
-        arrays: dict[str, Any] = {f"X{k}": _plain(xp, x) for k, x in enumerate(xs)}
+        # the kernels see a step at a time
+        arrays: dict[str, Any] = {
+            f"X{k}": x if not self.whole and x.flags.writeable and x[0].flags.c_contiguous else _plain(xp, x)
+            for k, x in enumerate(xs)
+        }
         arrays |= {f"c{k}": xp.array(leaf, order="C") for k, leaf in enumerate(carry)}
         # BLAS takes a transposed matrix as it is
         as_they_are = set() if self.whole else self.products
@@ -111,8 +116,10 @@ class CompiledProgram:
         arrays |= {f"{which}{k}": xp.empty_like(leaf) for k, leaf in enumerate(carry) for which in "nm"}
         after = []
         for k, stack in enumerate(self.stages.stacks):
-            memory = arrays["X0"] if stack.given == 0 else None
-            if memory is None:
+            if f"y{k}" in self.given:
+                start = self.given[f"y{k}"]
+                memory = arrays["X0"][:, start : start + stack.shape[0]]
+            else:
                 memory = empty((steps + (stack.carry is not None), *stack.shape), stack.boolean)
             arrays[f"whole{k}"] = memory
             if stack.carry is not None:

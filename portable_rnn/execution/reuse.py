@@ -64,7 +64,7 @@ def _new_block(size: int) -> np.ndarray[Any, Any]:
     raw = np.empty(size + _ALIGNMENT, dtype=np.uint8)
     start = -raw.ctypes.data % _ALIGNMENT
     # `frombuffer` makes the block the owner in the eyes of its views, so that they refer to it and not to `raw`
-    block = np.frombuffer(memoryview(raw)[start : start + size], dtype=np.uint8)
+    block = np.frombuffer(raw.data[start : start + size], dtype=np.uint8)
     kept = sum(other.nbytes for other in _blocks)
     while _blocks and kept + size > MOST:
         kept -= _blocks[0].nbytes
