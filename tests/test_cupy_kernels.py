@@ -89,10 +89,18 @@ def _compiled(compiler: str, folder: Path, code: str) -> Any:
     return ctypes.CDLL(str(library)).run
 
 
+def host_dot(left: Any, right: Any, out: Any) -> None:
+    """As strict as CuPy: NumPy would make a copy where cuBLAS overwrites what it still reads."""
+    assert out.flags.c_contiguous
+    assert not np.shares_memory(right, out)
+    assert not np.shares_memory(left, out)
+    np.dot(left, right, out)
+
+
 @contextmanager
 def standing_in(folder: Path) -> Iterator[list[tuple[Any, Any]]]:
     """NumPy's loops run as CuPy's do; gives the graph and the program of each step that was recorded."""
-    calls = cuda.Calls(np.dot, np.sum, np.ascontiguousarray, functools.partial(host_kernel, folder))
+    calls = cuda.Calls(host_dot, np.sum, np.ascontiguousarray, functools.partial(host_kernel, folder))
     with gpu_launches.numpy_as_cupy(calls) as made:
         yield made
 
@@ -174,6 +182,28 @@ def test_forward_alone_and_what_is_given_stays_as_it_is(folder: Path) -> None:
     assert relative_error(found, expected) < 1e-12
     for array, old in zip(flat((case.params, case.x, case.state)), before, strict=True):
         np.testing.assert_array_equal(array, old)
+
+
+def step_of_products(xp: Any, shared: Any, carry: Any, inputs: Any) -> Any:
+    """A carry that a product reads and writes, one that stays, and an operand that may lie in any order."""
+    (weight, scale), (c, fixed), (x,) = shared, carry, inputs
+    return (weight @ c, fixed), (x * scale + fixed,)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3])
+@pytest.mark.parametrize("reverse", [False, True])
+def test_carries_outside_of_stacks(reverse: bool, steps: int, folder: Path) -> None:
+    rng = np.random.default_rng(0)
+    x, c, fixed, scale = (rng.standard_normal(shape) for shape in ((steps, 3, 2), (2, 3), (3, 2), (2, 3)))
+    arguments = (step_of_products, (c.T, fixed), (x,), (rng.standard_normal((3, 3)), scale.T))
+    with plain_loop():
+        (last, _), (y,) = execution.scan(np, *arguments, reverse=reverse)
+    with standing_in(folder) as made:
+        (found, same), (stack,) = execution.scan(np, *arguments, reverse=reverse, recorded=True)
+    assert made[0][1] is not None
+    np.testing.assert_allclose(found, last, rtol=1e-12)
+    np.testing.assert_array_equal(same, fixed)
+    np.testing.assert_allclose(stack, np.stack(y), rtol=1e-12)
 
 
 def test_two_calls_share_no_memory(folder: Path) -> None:

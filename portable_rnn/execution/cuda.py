@@ -38,11 +38,15 @@ _FORMS = {
     "logical_or": "{0} || {1}",
     "logical_not": "!{0}",
     "negative": "-{0}",
+    # C++ takes the function of a float for a float
+    "abs": "fabs({0})",
+    "tanh": "tanh({0})",
+    "exp": "exp({0})",
+    "log1p": "log1p({0})",
+    "sqrt": "sqrt({0})",
     "where": "{0} ? {1} : {2}",
     "float": "{0} ? 1 : 0",
 }
-# functions of the C library, which end in f for a float
-_FUNCTIONS = {"abs": "fabs", "tanh": "tanh", "exp": "exp", "log1p": "log1p", "sqrt": "sqrt"}
 
 
 class Calls(NamedTuple):
@@ -87,7 +91,6 @@ def cuda_source(kernel: Kernel, name: str, dtype: str, booleans: set[str]) -> st
         Which arrays are of booleans.
     """
     number = _NUMBER_TYPES[dtype]
-    suffix = "f" if dtype == "float32" else ""
     stored = {access.array for access, _ in kernel.stores}
     kinds: dict[str, str] = {}  # of each number
 
@@ -116,8 +119,7 @@ def cuda_source(kernel: Kernel, name: str, dtype: str, booleans: set[str]) -> st
         kinds[variable] = number
         if op in BOOLEAN or (op == "where" and kinds.get(operands[1]) == "bool"):
             kinds[variable] = "bool"
-        form = f"{_FUNCTIONS[op]}{suffix}({{0}})" if op in _FUNCTIONS else _FORMS[op]
-        lines.append(f"const {kinds[variable]} {variable} = {form.format(*map(written, operands))};")
+        lines.append(f"const {kinds[variable]} {variable} = {_FORMS[op].format(*map(written, operands))};")
     lines += [f"{_element(access)} = {written(result)};" for access, result in kernel.stores]
     body = "\n    ".join(lines)
     return f'extern "C" __global__ void {name}({", ".join(parameters)})\n{{\n    {body}\n}}\n'
