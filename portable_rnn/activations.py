@@ -189,7 +189,10 @@ class GateBlock:
         """The columns (s, b, s**2), each (k * H, 1), or None where the gates are not one pass."""
         if set(self.names) != {"sigmoid", "tanh"} or compiles(xp):  # XLA fuses the passes by itself
             return None
-        return _columns(xp, self.names, size, like.dtype, device_of(like))
+        device = device_of(like)
+        make = _columns if device.__hash__ is not None else _columns.__wrapped__  # CuPy's devices have no hash
+        found: tuple[Array, ...] = make(xp, self.names, size, like.dtype, device)
+        return found
 
     def forward(self, xp: Any, a: Array, columns: tuple[Array, ...] | None) -> Array:
         """Activate pre-activations `a` (k * H, B)."""

@@ -3,14 +3,17 @@
 Layers, losses and a training step run on array-api-strict, whose functions are the standard's and no others, and each
 call is recorded: the name, how many arguments by position, which keywords. Each must then exist in
 `array_api_compat.cupy` and take those arguments. This shows that CuPy has what is asked of it, not what it computes.
+The time loop that CuPy alone runs is recorded on NumPy; its kernels are tested in test_cupy_kernels.py.
 """
 
 from __future__ import annotations
 
 import inspect
+import sys
 import types
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,7 +22,12 @@ from cases import OTHERS, RECURRENT, hard_case
 from trees import mapped
 
 import portable_rnn as prnn
-from portable_rnn import composite, execution
+from portable_rnn import activations, composite, execution
+from portable_rnn.execution import cuda
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from benchmarks import gpu_launches
 
 cupy = pytest.importorskip("cupy", reason="CuPy is not installed: there are no signatures to compare with")
 strict = pytest.importorskip("array_api_strict")
@@ -105,8 +113,9 @@ def use_every_layer(backend: prnn.Backend) -> None:
     for layer in small:
         params = layer.init(seed=0, backend=backend)
         x = prnn.asarray(np.random.default_rng(0).standard_normal((2, 5, 4)), backend)
-        y, state, pullback = layer.vjp(params, x, lengths=[5, 2])
-        pullback(y, state)
+        for rows, lengths in ((x, [5, 2]), (x[:1, ...], [3])):  # one column takes other operations
+            y, state, pullback = layer.vjp(params, rows, lengths=lengths)
+            pullback(y, state)
     for name in (*RECURRENT, *OTHERS):
         case = hard_case(name)
         placed = {
@@ -166,6 +175,44 @@ def train_with_everything(backend: prnn.Backend) -> None:
     per_step.step(prnn.asarray(x[:, 0], backend))
 
 
+@contextmanager
+def cupy_loops_recorded() -> Iterator[set[Call]]:
+    """Every call of the loops that CuPy alone runs, on NumPy: of its namespace, and of `Calls` as "cupy.NAME"."""
+    calls: set[Call] = set()
+
+    def spy(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def called(*arguments: Any, **keywords: Any) -> Any:
+            calls.add(Call(name, len(arguments), tuple(sorted(keywords))))
+            return function(*arguments, **keywords)
+
+        return called
+
+    class Recording:
+        def __init__(self, xp: Any) -> None:
+            self.xp = xp
+
+        def __getattr__(self, name: str) -> Any:
+            value = getattr(self.xp, name)
+            return value if isinstance(value, type) else spy(name, value)
+
+    def kernel(source: str, name: str) -> Callable[..., None]:
+        return spy("cupy.RawKernel.__call__", lambda *_: None)
+
+    stand_in = cuda.Calls(
+        spy("cupy.dot", np.dot),
+        spy("cupy.sum", np.sum),
+        spy("cupy.ascontiguousarray", np.ascontiguousarray),
+        spy("cupy.RawKernel", kernel),
+    )
+    run = cuda.CudaProgram.run
+    with gpu_launches.numpy_as_cupy(stand_in), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            cuda.CudaProgram, "run", lambda self, xp, *rest, **named: run(self, Recording(xp), *rest, **named)
+        )
+        patch.setattr(np, "empty", np.zeros)
+        yield calls
+
+
 # ---------------------------------------------------------------------- comparing
 
 
@@ -206,6 +253,13 @@ def _unbound(call: Call, function: Callable[..., Any]) -> str | None:
 
 
 @pytest.fixture(scope="module")
+def loop_calls() -> set[Call]:
+    with cupy_loops_recorded() as found:
+        use_every_layer(prnn.backend("numpy", dtype="float64"))
+    return found
+
+
+@pytest.fixture(scope="module")
 def calls() -> set[Call]:
     backend = prnn.backend(strict, dtype="float64")
     with pytest.MonkeyPatch.context() as patch, recorded(patch) as found:
@@ -226,6 +280,42 @@ def test_the_recording_holds_what_is_known_to_be_called(calls: set[Call]) -> Non
     assert Call("sum", 1, ("axis",)) in calls
     assert any(call.fused for call in calls)
     assert sum(call.positional is not None for call in calls) > 40
+
+
+def test_what_the_loops_of_cupy_alone_call_is_there(loop_calls: set[Call]) -> None:
+    own = {call for call in loop_calls if call.name.startswith("cupy.")}
+    assert {call.name for call in own} == {
+        *("cupy.dot", "cupy.sum", "cupy.ascontiguousarray", "cupy.RawKernel", "cupy.RawKernel.__call__")
+    }
+    assert {"empty", "asarray", "multiply"} <= {call.name for call in loop_calls - own}
+    assert [why for call in loop_calls - own if (why := problem(call))] == []
+    real = cuda.library_calls()
+    functions = {"cupy.dot": real.dot, "cupy.sum": real.sum, "cupy.ascontiguousarray": real.in_order}
+    for call in own:
+        if call.name in functions:
+            assert call.positional is not None
+            inspect.signature(functions[call.name]).bind(*[None] * call.positional, **dict.fromkeys(call.keywords))
+        else:  # compiled, and says nothing about itself: (source, name) and (grid, block, arguments)
+            assert call in {Call("cupy.RawKernel", 2), Call("cupy.RawKernel.__call__", 3)}
+    kernel = real.kernel('extern "C" __global__ void nothing() {}', "nothing")  # compiled when it is called
+    assert (kernel.name, kernel.backend) == ("nothing", "nvrtc")
+    for attribute in ("flags", "strides", "itemsize", "device", "T", "shape", "dtype"):
+        assert hasattr(cupy.ndarray, attribute)
+    assert hasattr(cupy.cuda.Device, "__enter__")
+
+
+def test_devices_need_no_hash(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert cupy.cuda.Device.__hash__ is None
+
+    class Device(str):
+        __hash__ = None  # type: ignore[assignment]
+        __slots__ = ()
+
+    monkeypatch.setattr(activations, "device_of", lambda x: Device("cpu"))
+    block = activations.GateBlock(("sigmoid", "tanh"))
+    found = block.columns(prnn.backend("numpy").xp, np.ones(1), 2)
+    assert found is not None
+    np.testing.assert_array_equal(found[0][:, 0], [0.5, 0.5, 1, 1])
 
 
 def test_almost_every_recorded_function_can_be_inspected(calls: set[Call]) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 
 from . import reuse
 from .compiled import compiled_loop, given_rows, has_numba, is_small
+from .cuda import CudaProgram, cuda_program
 from .dialects import NumpyDialect, TorchDialect
 from .kernels import Kernel, Product, Stages, make_stages
 from .planning import Plan, make_plan
@@ -166,7 +167,7 @@ def _hoisting(values: list[Value], dialect: NumpyDialect | TorchDialect) -> Any:
 @functools.lru_cache(maxsize=128)
 def _program(
     library: str, place: Any, step: Any, structures: Any, specs: Any, donate: bool, compiling: bool
-) -> Program | CompiledProgram | None:
+) -> Program | CompiledProgram | CudaProgram | None:
     """The program of a step for arguments of this form, or None where it can't be recorded.
 
     `place` is the dtype and device: every program has its own workspace.
@@ -180,6 +181,8 @@ def _program(
         )
     except Untraceable:
         return None
+    if library == "cupy":
+        return cuda_program(graph, place[0].name, donate=donate)
     compiled = _compiled(graph, place[0].name, donate) if compiling and library == "numpy" and has_numba() else None
     return compiled or Program(make_plan(graph, _dialect(library), donate=donate), library, graph.output_structure)
 
@@ -223,7 +226,8 @@ def planned_scan(
                 return None
             forms.append((tuple(leaf.shape[over_time:]), leaf.dtype != floating))
         specs.append(tuple(forms))
-    place = (floating, carry_leaves[0].device)
+    # CuPy's devices have no hash; its programs keep no arrays
+    place = (floating, None if library == "cupy" else carry_leaves[0].device)
     program = _program(library, place, step, structures, tuple(specs), donate, compiling)
     if program is None:
         return None

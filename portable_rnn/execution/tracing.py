@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, TypeAlias
 
 __all__ = [
+    "BOOLEAN",
     "POINTWISE",
     "Graph",
     "Untraceable",
@@ -33,8 +34,9 @@ POINTWISE = {
     "where": 3,
     "float": 1,  # a boolean as 0 or 1
 }
-_BOOLEAN = {"less", "less_equal", "greater", "greater_equal", "equal", "not_equal"}
-_BOOLEAN |= {"logical_and", "logical_or", "logical_not"}
+# what gives booleans
+BOOLEAN = {"less", "less_equal", "greater", "greater_equal", "equal", "not_equal"}
+BOOLEAN |= {"logical_and", "logical_or", "logical_not"}
 
 
 class Untraceable(Exception):  # noqa: N818
@@ -152,7 +154,7 @@ def _pointwise(op: str, *operands: Any) -> Value:
 def _is_boolean(op: str, operands: tuple[Any, ...]) -> bool:
     if op == "where":
         return isinstance(operands[1], Value) and operands[1].boolean
-    return op in _BOOLEAN
+    return op in BOOLEAN
 
 
 def _broadcast(shapes: list[Shape]) -> Shape:
