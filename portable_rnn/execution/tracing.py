@@ -316,9 +316,10 @@ def trace(step: Any, specs: dict[str, list[tuple[Shape, bool]]], structures: dic
         raise Untraceable(str(error)) from error
     structure = flattened(carry, graph.carry)
     graph.output_structure = flattened(outputs, graph.outputs)
-    shapes = [value.shape for value in graph.inputs["carry"]]
-    found = [getattr(value, "shape", None) for value in graph.carry]
-    if structure != structures["carry"] or found != shapes:
+    if not all(isinstance(value, Value) for value in graph.carry):
+        raise Untraceable("a carry that is no array")
+    forms = [(value.shape, value.boolean) for value in graph.carry]
+    if structure != structures["carry"] or forms != [(v.shape, v.boolean) for v in graph.inputs["carry"]]:
         raise Untraceable("a carry that changes its form")
     if not all(isinstance(value, Value) for value in graph.outputs):
         raise Untraceable("an output that is no array")
