@@ -25,7 +25,7 @@ from trees import mapped
 # Before the package looks for numba: compiled loops take seconds each, and have tests of their own (test_compiled.py).
 os.environ.setdefault("PORTABLE_RNN_NUMBA", "0")
 
-import portable_rnn as prnn  # noqa: E402
+import portable_rnn as prnn
 
 # Both must be set before the library's first use. JAX: float64. dpnp: Intel's OpenCL CPU device from its wheel.
 os.environ.setdefault("JAX_ENABLE_X64", "1")
