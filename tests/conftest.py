@@ -22,6 +22,9 @@ import pytest
 from hypothesis import strategies as st
 from trees import mapped
 
+# Before the package looks for numba: compiled loops take seconds each, and have tests of their own (test_compiled.py).
+os.environ.setdefault("PORTABLE_RNN_NUMBA", "0")
+
 import portable_rnn as prnn
 
 # Both must be set before the library's first use. JAX: float64. dpnp: Intel's OpenCL CPU device from its wheel.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 import sys
 import time
 from pathlib import Path
@@ -10,11 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from portable_rnn.execution import compiled
 from portable_rnn.simple import SimpleRNN
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from benchmarks import footprint, notebook_gradient, notebook_speed, scaling
+from benchmarks import fit_tanh, footprint, notebook_gradient, notebook_speed, scaling
 
 # ---------------------------------------------------------------------- exponents and verdicts
 
@@ -120,3 +122,21 @@ def test_both_libraries_take_the_same_training_step() -> None:
     for mine, other, old in zip(ours.params.values(), theirs.parameters(), before, strict=True):
         np.testing.assert_allclose(mine, other.detach().numpy(), rtol=1e-5, atol=1e-6)
         assert not np.array_equal(mine, old)
+
+
+# ---------------------------------------------------------------------- the polynomials of the compiled tanh
+
+
+def test_the_compiled_tanh_has_the_coefficients_of_the_fit() -> None:
+    numerator, denominator, _ = fit_tanh.fit()
+    written = [abs(float(number)) for number in re.findall(r"F\((-?[0-9.e-]+)\)", compiled._TANH32)]
+    limits = [fit_tanh.LIMIT] * 4 + [1.0] * 4
+    coefficients = np.abs([*numerator, *denominator[1:]])
+    np.testing.assert_allclose(sorted(written), sorted([*coefficients, 1.0, *limits]), rtol=1e-6)
+
+
+def test_the_error_of_the_fit_is_that_of_float32() -> None:
+    numerator, denominator, error = fit_tanh.fit()
+    x = np.linspace(0.001, 12, 100_001, dtype="float32")
+    assert error < 2e-9
+    assert fit_tanh.largest_error(fit_tanh.in_float32(x, numerator, denominator), x) < 4e-7

@@ -138,6 +138,7 @@ def scan(
         return _jax_scan(lambda c, x: step(xp, shared, c, x), carry, xs, reverse)
     library = _planned_library(xp)
     if recorded and library is not None and not _differentiated(library, (carry, xs, shared)):
+        donate = donate and _can_be_given(xs[0])
         found = planned_scan(xp, library, step, carry, xs, shared, reverse=reverse, donate=donate, compiling=compiling)
         if found is not None:
             return found
@@ -196,8 +197,19 @@ def _planned_library(xp: Any) -> str | None:
 
 
 def _differentiated(library: str, tree: Any) -> bool:
-    """Whether autograd watches an array: it must see operations that make new ones."""
-    return library == "torch" and any(getattr(leaf, "requires_grad", False) for leaf in leaves(tree))
+    """Whether autograd or a transform such as vmap watches an array: it must see operations that make new ones."""
+    if library != "torch":
+        return False
+    from torch._C._functorch import is_functorch_wrapped_tensor
+    from torch.autograd import forward_ad
+
+    watches = forward_ad._current_level >= 0
+    return watches or any(leaf.requires_grad or is_functorch_wrapped_tensor(leaf) for leaf in leaves(tree))
+
+
+def _can_be_given(x: Any) -> bool:
+    """Whether results can take the memory of `x`: NumPy writes products only into arrays that are in order."""
+    return not isinstance(x, np.ndarray) or (x.flags.c_contiguous and x.flags.writeable)
 
 
 def projects_in_loop(xp: Any) -> bool:

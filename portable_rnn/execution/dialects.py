@@ -25,6 +25,8 @@ class _Dialect:
             return f"broadcast_to({operands[0]}, {value.shape!r})"
         if op == "concat":
             return f"concat([{', '.join(operands)}])"
+        if op == "sum":
+            return f"sum({operands[0]}, 0, keepdims=True)"
         return f"{op}({', '.join(operands)})"
 
 
@@ -36,7 +38,7 @@ class NumpyDialect(_Dialect):
 
         self.names = {op: getattr(np, op) for op in POINTWISE if hasattr(np, op)}
         self.names |= {name: getattr(np, name) for name in ("copyto", "concat", "broadcast_to", "matmul", "sum")}
-        self.names |= {"add_reduce": np.add.reduce, "float": lambda x: np.multiply(x, 1)}
+        self.names |= {"add_reduce": np.add.reduce, "float": np.multiply}
 
     def call(self, op: str, operands: list[str], out: str) -> str:
         """One line of Python that computes `op` into `out`."""
@@ -67,7 +69,7 @@ class TorchDialect(_Dialect):
 
         self.names = {op: getattr(torch, op) for op in POINTWISE if hasattr(torch, op)}
         self.names |= {name: getattr(torch, name) for name in ("concat", "broadcast_to", "matmul", "sum")}
-        self.names |= {"equal": torch.eq, "float": lambda x: x * 1.0}
+        self.names |= {"equal": torch.eq, "float": torch.mul}
 
     def call(self, op: str, operands: list[str], out: str) -> str:
         """One line of Python that computes `op` into `out`."""

@@ -133,18 +133,20 @@ class _Cutter:
         self.places: dict[int, Place] = {}
         self.kept: dict[int, Value] = {}  # what has to be in memory
         self.needed = graph.needed()
+        self.batch = graph.inputs["carry"][0].shape[-1]  # kernels, products and sums run over as many columns
         for value in self.needed:
             operands = [o for o in value.operands if isinstance(o, Value)]
             if value.op not in ("carry", "xs") and all(o.number in self.constant for o in operands):
                 self.constant.add(value.number)
+                if value.op == "float":
+                    raise Untraceable("a constant whose dtype would not be the loop's")
             below = max((self.level[o.number] for o in operands), default=0)
-            barrier = value.op in ("matmul", "sum") and value.number not in self.constant
-            self.level[value.number] = below + barrier
+            self.level[value.number] = below + self._is_barrier(value)
 
     def cut(self) -> Stages:
         outputs, ends = self._outputs_and_ends()
         for value in self.needed:
-            if value.op in ("matmul", "sum") and value.number not in self.constant:
+            if self._is_barrier(value):
                 self._keep(value)
                 for operand in value.operands:
                     if isinstance(operand, Value):
@@ -157,13 +159,16 @@ class _Cutter:
         stages: list[Any] = []
         for level, own in kernels.items():
             for value in self.needed:
-                if value.number not in self.constant and self.level[value.number] == level:
+                if self._is_barrier(value) and self.level[value.number] == level:
                     if value.op == "matmul":
                         stages.append(self._product(value))
-                    elif value.op == "sum":
+                    else:
                         (x,) = value.operands
                         stages.append(RowSum(self._place_of(x), self.places[value.number]))
             stages += own
+        loaded = {access.array for own in kernels.values() for kernel in own for access in kernel.loads}
+        if any(stage.left in loaded for stage in stages if isinstance(stage, Product)):
+            raise Untraceable("a matrix that is also an operand element by element")
         hoisted = sorted(self.hoisted, key=lambda number: self.hoisted[number])
         found = Stages(
             stages,
@@ -177,6 +182,10 @@ class _Cutter:
         if self.donate:
             self._give_away(found)
         return found
+
+    def _is_barrier(self, value: Value) -> bool:
+        """Whether it is computed between two kernels."""
+        return value.op in ("matmul", "sum") and value.number not in self.constant
 
     # ------------------------------------------------------------------ what is in memory, and where
 
@@ -222,9 +231,9 @@ class _Cutter:
 
     def _put(self, value: Value, base: str) -> bool:
         """Keep a value in memory of its own."""
-        if value.number in self.places or value.op in ("carry", "xs") or len(value.shape) != 2:
-            if len(value.shape) != 2 or value.op in ("carry", "xs"):
-                raise Untraceable("an output that is an input, or no matrix")
+        if value.op in ("carry", "xs") or len(value.shape) != 2 or value.shape[1] != self.batch:
+            raise Untraceable("an output that is an input, or not as wide as the carry")
+        if value.number in self.places:
             return False
         self.places[value.number] = Place(base, 0, value.shape[0], value.shape[0])
         self.kept[value.number] = value
@@ -242,6 +251,8 @@ class _Cutter:
     def _place_of(self, value: Any) -> Place:
         """Where a value is, on its own or as rows of what is kept."""
         assert isinstance(value, Value)
+        if value.shape[1] != self.batch:
+            raise Untraceable("an operand that is not as wide as the carry")
         if value.number in self.places:
             return self.places[value.number]
         root, start, stop = root_of(value)
@@ -270,7 +281,7 @@ class _Cutter:
 
     def _kernels_of(self, level: int) -> list[Kernel]:
         """What has to be computed at a level, results of one row by themselves."""
-        own = [v for v in self.kept.values() if self.level[v.number] == level and v.op not in ("matmul", "sum")]
+        own = [v for v in self.kept.values() if self.level[v.number] == level and not self._is_barrier(v)]
         groups = [[v for v in own if v.shape[0] == 1], [v for v in own if v.shape[0] > 1]]
         return [_Filler(self, level, group).fill() for group in groups if group]
 
@@ -329,7 +340,6 @@ class _Filler:
     def __init__(self, cutter: _Cutter, level: int, group: list[Value]) -> None:
         self.cutter, self.level, self.group = cutter, level, group
         self.kernel = Kernel(self._rows())
-        self.batch = group[0].shape[1]
         self.known: dict[tuple[int, int], Any] = {}
 
     def _rows(self) -> int:
@@ -350,8 +360,6 @@ class _Filler:
     def fill(self) -> Kernel:
         """The kernel."""
         rows = self.kernel.rows
-        if any(value.shape[1] != self.batch for value in self.group):
-            raise Untraceable("results of different batch sizes")
         for value in self.group:
             place = self.cutter.places[value.number]
             if place.start % rows:
@@ -386,6 +394,8 @@ class _Filler:
                 return self._load(place.base, value, place.start // rows + block)
         if value.op in ("carry", "xs"):
             return self._load(f"{value.op[0]}{value.detail[0]}", value, block)
+        if value.op in ("rows", "concat") and value.shape[0] == 1 < rows:
+            raise Untraceable("one row out of several, for all rows")
         if value.op == "rows":
             start = value.detail[0]
             if start % rows:
@@ -417,7 +427,7 @@ class _Filler:
         spread = ""
         if value.shape[0] == 1 and self.kernel.rows > 1:
             spread, block = "row", 0
-        if value.shape[1] == 1 and self.batch > 1:
+        if value.shape[1] == 1 and self.cutter.batch > 1:
             if spread:
                 raise Untraceable("a single number as an array")
             spread = "column"

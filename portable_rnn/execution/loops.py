@@ -113,7 +113,7 @@ class CompiledProgram:
         arrays |= {f"s{k}": s if f"s{k}" in as_they_are else _plain(xp, s) for k, s in enumerate(shared)}
         arrays |= {f"h{k}": _plain(xp, leaf) for k, leaf in enumerate(self.hoist(shared, dtype.type))}
         arrays |= {f"w{k}": empty(*form) for k, form in enumerate(self.stages.work)}
-        arrays |= {f"{which}{k}": xp.empty_like(leaf) for k, leaf in enumerate(carry) for which in "nm"}
+        arrays |= {f"{which}{k}": np.empty(leaf.shape, leaf.dtype) for k, leaf in enumerate(carry) for which in "nm"}
         after = []
         for k, stack in enumerate(self.stages.stacks):
             if f"y{k}" in self.given:

@@ -218,13 +218,13 @@ class _Planner:
     def _give_away(self) -> None:
         """Let outputs take the place of rows of the first input that nobody reads when they are written."""
         first = self.graph.inputs["xs"][0]
-        if any(root_of(value)[0] is first for value in (*self.graph.outputs, *self.graph.carry)):
+        if any(_memory_of(value)[0] is first for value in (*self.graph.outputs, *self.graph.carry)):
             return
         reads: list[tuple[int, int, int, bool]] = []  # (start, stop, when, whether only that element is needed)
         for k, value in enumerate(self.computed):
             for operand in value.operands:
-                if isinstance(operand, Value) and root_of(operand)[0] is first:
-                    _, start, stop = root_of(operand)
+                if isinstance(operand, Value) and _memory_of(operand)[0] is first:
+                    _, start, stop = _memory_of(operand)
                     pointwise = value.op in POINTWISE and value.op != "where" and _is_straight(operand)
                     reads.append((start, stop, k, pointwise and value.shape == operand.shape))
         taken: list[tuple[int, int]] = []
@@ -251,7 +251,7 @@ class _Planner:
         return [
             (k, v)
             for k, v in enumerate(self.computed)
-            if v.number in self.places and self.places[v.number].base == f"y{stack}" and v.op != "concat"
+            if v.number in self.places and self.places[v.number].base == f"y{stack}"
         ]
 
     # ------------------------------------------------------------------ the instructions
@@ -266,7 +266,7 @@ class _Planner:
             # in place where an element of the result needs that element alone
             early = value.op in POINTWISE
             keep = {self._owner(o) for o in operands[:2]} if value.op == "where" else set()
-            keep |= {self._owner(o) for o in operands if not _is_straight(o) or o.shape != value.shape}
+            keep |= {self._owner(o) for o in operands if self._is_elsewhere(o, value)}
             now = {owner for owner in dying if early and owner not in keep}
             self._release(now, free)
             if value.number not in self.places:
@@ -291,9 +291,7 @@ class _Planner:
 
     def _allocate(self, value: Value, free: dict[Any, list[int]]) -> None:
         """Memory for a result, or for the whole of the concatenation that it is a part of."""
-        whole = value
-        while whole.number in self.home and self.home[whole.number] not in self.places:
-            whole = self.graph.values[self.home[whole.number]]
+        whole, _ = self._whole_of(value)
         key = (whole.shape, whole.boolean)
         if free.get(key):
             buffer = free[key].pop()
@@ -302,6 +300,27 @@ class _Planner:
             self.work.append(key)
         self._place(whole, self._whole(f"w{buffer}", whole))
 
+    def _whole_of(self, value: Value) -> tuple[Value, int]:
+        """The outermost concatenation without a place that a result is a part of, and the row where it starts there."""
+        start = 0
+        while value.number in self.home and self.home[value.number] not in self.places:
+            around = self.graph.values[self.home[value.number]]
+            for part in around.operands:
+                if part is value:
+                    break
+                assert isinstance(part, Value)
+                start += part.shape[0]
+            value = around
+        return value, start
+
+    def _is_elsewhere(self, operand: Value, value: Value) -> bool:
+        """Whether an element of a result that took the operand's memory would not stand where it is read."""
+        root, start, _ = root_of(operand)
+        if root.op == "transpose" or operand.shape != value.shape:
+            return True
+        place = self.places.get(root.number)
+        return place is not None and place.start + start != self._whole_of(value)[1]
+
     def _release(self, owners: set[int], free: dict[Any, list[int]]) -> None:
         for owner in sorted(owners):
             value = self.graph.values[owner]
@@ -309,7 +328,7 @@ class _Planner:
 
     def _owner(self, value: Value) -> int:
         """The value that owns the memory in which another stands."""
-        return self._owner_of(root_of(value)[0].number)
+        return self._owner_of(_memory_of(value)[0].number)
 
     def _owner_of(self, number: int) -> int:
         while number in self.home:
@@ -338,10 +357,11 @@ class _Planner:
     def _operand(self, operand: Any) -> str:
         if isinstance(operand, Value):
             return self._name(operand)
-        number = float(operand)
-        if number not in self.numbers:
-            self.numbers.append(number)
-        return f"k{self.numbers.index(number)}"
+        known = [repr(number) for number in self.numbers]  # -0.0 is not 0.0
+        if repr(float(operand)) not in known:
+            self.numbers.append(float(operand))
+            return f"k{len(known)}"
+        return f"k{known.index(repr(float(operand)))}"
 
     def _name(self, value: Value) -> str:
         """The variable that holds a value, made on the way where it is not there yet."""
@@ -369,6 +389,8 @@ class _Planner:
         else:
             name = f"h{value.number}"
             operands = [self._operand(o) for o in value.operands]
+            if value.op == "float":
+                operands.append(self._operand(1.0))  # of the loop's dtype
             self.before.append(f"{name} = {self.dialect.expression(value.op, operands, value)}")
         self.named[value.number] = name
         return name
@@ -440,6 +462,16 @@ def root_of(value: Value) -> tuple[Value, int, int]:
         assert isinstance(operand, Value)
         value = operand
     return value, start, stop
+
+
+def _memory_of(value: Value) -> tuple[Value, int, int]:
+    """`root_of` that looks through transposes: what stands in the memory that is read, and which rows of it."""
+    root, start, stop = root_of(value)
+    while root.op == "transpose":
+        (operand,) = root.operands
+        assert isinstance(operand, Value)
+        root, start, stop = root_of(operand)
+    return root, start, stop
 
 
 def _is_whole(value: Value) -> bool:

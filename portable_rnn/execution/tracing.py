@@ -95,6 +95,8 @@ class Value:
 
     def __getitem__(self, index: Any) -> Value:
         first, *rest = index if isinstance(index, tuple) else (index,)
+        if len(rest) > self.ndim - (Ellipsis not in rest):
+            raise Untraceable("too many indices")
         if first is Ellipsis or any(part is not Ellipsis and part != slice(None) for part in rest):
             raise Untraceable(f"index {index!r}")
         if not isinstance(first, slice) or first.step not in (None, 1):
@@ -130,31 +132,45 @@ for _name, _op in (("add", "add"), ("sub", "subtract"), ("mul", "multiply"), ("t
     setattr(Value, f"__r{_name}__", _operator(_op, swapped=True))
 for _name, _op in (("lt", "less"), ("le", "less_equal"), ("gt", "greater"), ("ge", "greater_equal")):
     setattr(Value, f"__{_name}__", _operator(_op))
+
+
+def _in_place(self: Value, other: Any) -> Value:
+    raise Untraceable("an operation in place")  # other names of the array would see it
+
+
+for _name in ("add", "sub", "mul", "truediv", "matmul", "pow"):
+    setattr(Value, f"__i{_name}__", _in_place)
 # not in the class, which then would have no hash
 Value.__eq__ = _operator("equal")  # type: ignore[method-assign,assignment]
 Value.__ne__ = _operator("not_equal")  # type: ignore[method-assign,assignment]
 
 
 def _pointwise(op: str, *operands: Any) -> Value:
-    arrays = [operand for operand in operands if isinstance(operand, Value)]
-    graph = arrays[0].graph
-    shape = _broadcast([array.shape for array in arrays])
-    known: list[Operand] = []
     for operand in operands:
-        if not isinstance(operand, (Value, bool, int, float)):
+        if type(operand) not in (Value, bool, int, float):  # a NumPy scalar has a dtype, which may widen the result
             raise Untraceable(f"{op} of {type(operand).__name__}")
-        # a constant array is the number it is filled with
-        filled = isinstance(operand, Value) and operand.op == "fill" and len(arrays) > 1
-        known.append(operand.operands[0] if filled and isinstance(operand, Value) else operand)
-    if not any(isinstance(operand, Value) for operand in known):
-        known = list(operands)
-    return Value(graph, op, tuple(known), shape, _is_boolean(op, operands), ())
+    arrays = [operand for operand in operands if isinstance(operand, Value)]
+    boolean = _is_boolean(op, operands)
+    shape = _broadcast([array.shape for array in arrays])
+    # a constant array is the number it is filled with, where the other operands have the shape of the result
+    others = [array.shape for array in arrays if array.op != "fill"]
+    known = list(operands)
+    if others and _broadcast(others) == shape:
+        known = [o.operands[0] if isinstance(o, Value) and o.op == "fill" else o for o in operands]
+    return Value(arrays[0].graph, op, tuple(known), shape, boolean, ())
 
 
 def _is_boolean(op: str, operands: tuple[Any, ...]) -> bool:
-    if op == "where":
-        return isinstance(operands[1], Value) and operands[1].boolean
-    return op in BOOLEAN
+    """Whether the result is boolean, for operands that the standard allows."""
+    condition, operands = (operands[:1], operands[1:]) if op == "where" else ((), operands)
+    kinds = {operand.boolean for operand in operands if isinstance(operand, Value)}
+    plain = {isinstance(operand, bool) for operand in operands if not isinstance(operand, Value)}
+    wanted = {"float": {True}, "where": kinds, "equal": kinds, "not_equal": kinds}.get(op, {op.startswith("logical")})
+    if len(kinds) != 1 or kinds != wanted or (True in kinds and False in plain):
+        raise Untraceable(f"{op} of booleans and numbers")
+    if any(not isinstance(array, Value) or not array.boolean for array in condition):
+        raise Untraceable("where without a boolean array")
+    return True in kinds if op == "where" else op in BOOLEAN
 
 
 def _broadcast(shapes: list[Shape]) -> Shape:
@@ -172,8 +188,8 @@ def _broadcast(shapes: list[Shape]) -> Shape:
 def _matmul(left: Any, right: Any) -> Value:
     if not (isinstance(left, Value) and isinstance(right, Value) and left.ndim == right.ndim == 2):
         raise Untraceable("a product of other than two matrices")
-    if left.shape[1] != right.shape[0]:
-        raise Untraceable("shapes of a product")
+    if left.shape[1] != right.shape[0] or left.boolean or right.boolean:
+        raise Untraceable("a product of matrices that don't fit, or are boolean")
     return Value(left.graph, "matmul", (left, right), (left.shape[0], right.shape[1]), False, ())
 
 
@@ -193,9 +209,9 @@ class Namespace:
         return _pointwise("where", condition, first, second)
 
     @staticmethod
-    def clip(x: Value, low: float | None = None, high: float | None = None) -> Value:
-        x = x if low is None else _pointwise("maximum", x, low)
-        return x if high is None else _pointwise("minimum", x, high)
+    def clip(x: Value, /, min: float | None = None, max: float | None = None) -> Value:
+        x = x if min is None else _pointwise("maximum", x, min)
+        return x if max is None else _pointwise("minimum", x, max)
 
     @staticmethod
     def astype(x: Value, dtype: str) -> Value:
@@ -237,6 +253,8 @@ class Namespace:
 
 
 def _fill(x: Value, number: float) -> Value:
+    if x.boolean or type(number) not in (int, float):
+        raise Untraceable("a constant array that is boolean")
     return Value(x.graph, "fill", (number,), x.shape, False, ())
 
 
@@ -288,6 +306,8 @@ def trace(step: Any, specs: dict[str, list[tuple[Shape, bool]]], structures: dic
     graph = Graph()
     trees = {}
     for kind, leaves in specs.items():
+        if any(not shape for shape, _ in leaves):
+            raise Untraceable("an array without axes")
         graph.inputs[kind] = [Value(graph, kind, (), s, b, (k,)) for k, (s, b) in enumerate(leaves)]
         trees[kind] = rebuilt(structures[kind], iter(graph.inputs[kind]))
     try:
@@ -298,9 +318,10 @@ def trace(step: Any, specs: dict[str, list[tuple[Shape, bool]]], structures: dic
         raise Untraceable(str(error)) from error
     structure = flattened(carry, graph.carry)
     graph.output_structure = flattened(outputs, graph.outputs)
-    shapes = [value.shape for value in graph.inputs["carry"]]
-    found = [getattr(value, "shape", None) for value in graph.carry]
-    if structure != structures["carry"] or found != shapes:
+    if not all(isinstance(value, Value) for value in graph.carry):
+        raise Untraceable("a carry that is no array")
+    forms = [(value.shape, value.boolean) for value in graph.carry]
+    if structure != structures["carry"] or forms != [(v.shape, v.boolean) for v in graph.inputs["carry"]]:
         raise Untraceable("a carry that changes its form")
     if not all(isinstance(value, Value) for value in graph.outputs):
         raise Untraceable("an output that is no array")
