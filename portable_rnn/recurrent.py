@@ -1,6 +1,6 @@
 """Recurrent layers: RNN, LSTM, GRU, and `Recurrent` for a cell of your own.
 
-A layer is configuration; the time loop is in `recurrence.py`, the maths of a step in `cells.py`. The functions at the
+A layer is configuration; the time loop is in `direction.py`, the maths of a step in `cells.py`. The functions at the
 top are what all recurrent layers share.
 """
 

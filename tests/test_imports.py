@@ -19,7 +19,7 @@ PACKAGE = Path(portable_rnn.__file__).parent
 ORDER = [
     "typing", "errors", "version", "namespace", "execution",
     "activations", "cells", "minimal_cells", "normalized_cells", "initializers",
-    "layer", "recurrence", "recurrent", "more_recurrent", "layers", "composite",
+    "layer", "direction", "segments", "recurrence", "recurrent", "more_recurrent", "layers", "composite",
     "memory", "losses", "optimizers",
     "timesteps", "scaling", "tabular", "data", "datasets",
     "plotting", "history", "training", "checkpoint", "checks", "model", "streaming",

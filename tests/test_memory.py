@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import portable_rnn as prnn
+from portable_rnn.execution import reuse
 
 BATCH, STEPS, FEATURES, HIDDEN = 8, 2000, 32, 128
 
@@ -26,6 +27,7 @@ def data() -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
 
 def peak(run: Callable[[], Any]) -> int:
     """Bytes that a call allocates at the most."""
+    reuse.forget()
     tracemalloc.start()
     try:
         run()
@@ -35,17 +37,17 @@ def peak(run: Callable[[], Any]) -> int:
 
 
 @pytest.mark.parametrize("direction", [{}, {"reverse": True}])
-def test_recomputed_segments_take_less_than_an_eighth(direction: dict[str, bool]) -> None:
+def test_recomputed_segments_take_less_than_a_third(direction: dict[str, bool]) -> None:
     x, y = data()
     plain = prnn.Model(last_step_network(**direction))
     recomputed = prnn.Model(last_step_network(recompute_every=50, **direction))
-    assert peak(lambda: recomputed.loss_and_grad(x, y)) < peak(lambda: plain.loss_and_grad(x, y)) / 8
+    assert peak(lambda: recomputed.loss_and_grad(x, y)) < peak(lambda: plain.loss_and_grad(x, y)) / 3
 
 
-@pytest.mark.parametrize("megabytes", [100, 60])
+@pytest.mark.parametrize("megabytes", [60, 40])
 def test_an_update_stays_below_its_memory_limit(megabytes: int) -> None:
     x, y = data()
     model = prnn.Model(last_step_network())
     settings: dict[str, Any] = {"epochs": 1, "batch_size": BATCH, "progress": False}
-    assert peak(lambda: model.fit(x, y, **settings)) > 120e6
+    assert peak(lambda: model.fit(x, y, **settings)) > 70e6
     assert peak(lambda: model.fit(x, y, memory_limit=f"{megabytes}MB", **settings)) < megabytes * 1e6

@@ -29,6 +29,7 @@ __all__ = [
     "forward_only",
     "fuse",
     "in_order",
+    "in_segments",
     "jit",
     "keeps_residuals",
     "product",
@@ -118,7 +119,7 @@ def scan(
         Returns the new carry and a nest of arrays.
     carry : nest of arrays
     xs : nest of tuples of arrays (T, ...), of lists of T nests as an earlier scan returned them, and of None;
-        the first is an array
+        the first is an array or a list
     shared : nest of arrays that are the same at every step
     reverse : bool
         From the last step to the first. Outputs stand at their own time index either way.
@@ -142,7 +143,7 @@ def scan(
         found = planned_scan(xp, library, step, carry, xs, shared, reverse=reverse, donate=donate, compiling=compiling)
         if found is not None:
             return found
-    steps = xs[0].shape[0]
+    steps = len(xs[0]) if isinstance(xs[0], list) else xs[0].shape[0]
     inputs = _at_each_step(xs)
     outputs: list[Any] = [None] * steps
     for t in reversed(range(steps)) if reverse else range(steps):
@@ -265,6 +266,13 @@ def in_order(xp: Any, x: Array) -> Array:
         near[: part.shape[0]] = part
         out[start : start + few] = xp.permute_dims(near[: part.shape[0]], (0, 2, 1))
     return out
+
+
+def in_segments(xp: Any, array: Array, start: int, stop: int, size: int) -> Any:
+    """The steps from `start` to `stop` of an array (T, ...) in segments of `size`, as a scan takes them."""
+    if compiles(xp):
+        return xp.reshape(array[start:stop, ...], ((stop - start) // size, size, *array.shape[1:]))
+    return [array[k : k + size, ...] for k in range(start, stop, size)]  # without a copy
 
 
 class Collected:

@@ -71,8 +71,7 @@ class Program:
                 after.append(whole[-1])
         each = functools.partial(self.dialect.each, reverse=reverse)
         final = self.loop(each, carry, xs, shared, after, work, numbers)
-        owned = {id(memory) for memory in work}
-        final = [xp.asarray(leaf, copy=True) if id(leaf) in owned else leaf for leaf in final]
+        final = [xp.asarray(leaf, copy=True) for leaf in final]  # it stands in a workspace, or in a stack it would keep
         self.idle.append((work, numbers))
         found = []
         for kind, k, start, stop in plan.outputs:
@@ -141,7 +140,7 @@ class CompiledProgram:
             else:
                 memory = xs[k] if kind == "input" else after[k]
             found.append(memory if stop - start == memory.shape[1] else memory[:, start:stop])
-        final = [leaf.reshape(like.shape) for leaf, like in zip(final, carry, strict=True)]
+        final = [leaf.reshape(like.shape).copy() for leaf, like in zip(final, carry, strict=True)]
         return final, rebuilt(self.output_structure, iter(found))
 
 

@@ -17,11 +17,11 @@ from typing import Any
 
 from ...activations import split_rows
 from ...cells import Cell, ElmanCell, GRUCell, LSTMCell
+from ...direction import Span, run_direction, run_direction_backward
 from ...errors import InputError
 from ...execution import jit
 from ...layer import valid_steps
 from ...namespace import namespace_of
-from ...recurrence import Span, run_direction, run_direction_backward
 from ...typing import Array, Params
 from .nodes import Call, Node, Operator, Pullback
 

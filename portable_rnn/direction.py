@@ -1,0 +1,293 @@
+"""One direction of a recurrent layer over time, forward and backward, for every cell.
+
+The time loop stands here once. What a step computes is in `cells.py`; how the loop runs is in `execution`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple
+
+from .cells import Cell, columns_of, summed_outer
+from .execution import (
+    Collected,
+    in_order,
+    product,
+    projects_in_loop,
+    scan,
+    side_by_side,
+    stacked,
+    steps_at_once,
+    sums_in_loop,
+)
+from .namespace import device_of, map_leaves
+from .typing import Array, Params
+
+__all__ = ["Span", "run_direction", "run_direction_backward"]
+
+
+class Span(NamedTuple):
+    """What holds the state back at a step; each is None where nothing does.
+
+    Attributes
+    ----------
+    valid : array (T, 1, B) of booleans, or None
+        Where false, the row has ended: the state is held.
+    reset : array (T, 1, B) of booleans, or None
+        Where true, the step starts from a zero state.
+    zoneout : tuple of arrays (T, H, B) for the arrays of the state, or None
+        The share of the old state that is kept.
+    """
+
+    valid: Array | None = None
+    reset: Array | None = None
+    zoneout: Any = None
+
+
+@dataclass(frozen=True)
+class _Forward:
+    """One step of a cell, with what holds the state back.
+
+    With `keep` it also returns what the backward pass needs, with `project` it takes x in place of its product.
+    """
+
+    cell: Cell
+    keep: bool
+    project: bool
+
+    def __call__(self, xp: Any, shared: Any, carry: Any, inputs: Any) -> tuple[Any, Any]:
+        w, drop = shared
+        z_t, (valid, reset, zoneout) = inputs
+        if self.project:
+            z_t = w["Wx"] @ z_t
+            z_t = z_t + w["b"] if "b" in w else z_t
+        start = _where_not(xp, reset, carry)
+        new, residual = self.cell.step(xp, w, z_t, start, drop)
+        if zoneout is not None:
+            new = tuple(n + kept * (old - n) for n, old, kept in zip(new, start, zoneout, strict=True))
+        if valid is not None:
+            new = tuple(xp.where(valid, n, old) for n, old in zip(new, carry, strict=True))
+        return new, (new[0], residual if self.keep else None)
+
+
+@dataclass(frozen=True)
+class _Backward:
+    """The reverse of `_Forward`; with `watch` also the norm of the cotangent of h."""
+
+    cell: Cell
+    watch: bool
+
+    def __call__(self, xp: Any, shared: Any, dcarry: Any, inputs: Any) -> tuple[Any, Any]:
+        w, drop = shared
+        dh_t, residual, (valid, reset, zoneout) = inputs
+        dnew: Any = (dcarry[0] + dh_t, *dcarry[1:])
+        dnew = dnew if valid is None else tuple(xp.where(valid, d, xp.zeros_like(d)) for d in dnew)
+        if zoneout is None:
+            dstart, dz, emitted = self.cell.step_backward(xp, w, residual, dnew, drop)
+        else:
+            dkept = tuple(kept * d for d, kept in zip(dnew, zoneout, strict=True))
+            dcell = tuple(d - of_kept for d, of_kept in zip(dnew, dkept, strict=True))
+            dstart, dz, emitted = self.cell.step_backward(xp, w, residual, dcell, drop)
+            dstart = tuple(d + of_kept for d, of_kept in zip(dstart, dkept, strict=True))
+        norm = xp.sqrt(xp.sum(dnew[0] * dnew[0])) if self.watch else None
+        dold = _where_not(xp, reset, dstart)
+        if valid is not None:
+            held = _where_not(xp, valid, dcarry)
+            dold = tuple(d + kept for d, kept in zip(dold, held, strict=True))
+        return dold, (dz, emitted, norm)
+
+
+@dataclass(frozen=True)
+class _BackwardSums:
+    """`_Backward` that adds up the gradients of the parameters, and returns the cotangent of its input."""
+
+    backward: _Backward
+
+    def __call__(self, xp: Any, shared: Any, carry: Any, inputs: Any) -> tuple[Any, Any]:
+        w, _ = shared
+        dcarry, sums = carry
+        part, x_t, h_before = inputs
+        dcarry, (dz, emitted, norm) = self.backward(xp, shared, dcarry, part)
+        dx = w["Wx.T"] @ dz
+        dz, emitted, residual, x_t, h_before = map_leaves(lambda a: a[None, ...], (dz, emitted, part[1], x_t, h_before))
+        found = _gradients(xp, self.backward.cell, dz, x_t, h_before, residual, emitted)
+        return (dcarry, {name: so_far + found[name] for name, so_far in sums.items()}), (dx, norm)
+
+
+def _gradients(xp: Any, cell: Cell, dz: Array, x: Array, h_before: Array, residuals: Any, emitted: Any) -> Params:
+    """Of the parameters, from stacks over time."""
+    return cell.parameter_gradients(xp, dz, h_before, residuals, emitted) | {"weight_ih": summed_outer(xp, dz, x)}
+
+
+def run_direction(
+    xp: Any,
+    cell: Cell,
+    reverse: bool,
+    p: Params,
+    x: Array,
+    state: tuple[Array, ...],
+    span: Span,
+    drop: Array | None,
+    keep: bool = True,
+) -> tuple[Array, tuple[Array, ...], Any]:
+    """Run a cell over x (T, I, B).
+
+    Where a row has ended the state is held: going forward, the final state is the one at the row's own end; going
+    backward, the row starts at its own end, because until there it holds its initial state.
+
+    Returns
+    -------
+    hs (T, H, B) with held states, final state, residuals (None without `keep`)
+    """
+    w = cell.prepare(xp, p)
+    project = projects_in_loop(xp)
+    steps, _, batch = x.shape
+    size = None if keep or batch == 1 else steps_at_once(xp, w["Wx"].shape[0] * batch, 1 << 18)
+    hs = Collected(xp, steps)
+    final = state
+    residuals: Any = None
+    weight, inputs = (None, x) if project else _with_bias(xp, w, in_order(xp, x))
+    for start, stop in _blocks(steps, size, forward=not reverse):
+        z = inputs if project else _product(xp, weight, inputs[start:stop, ...])
+        final, (part, residuals) = scan(
+            xp,
+            _Forward(cell, keep, project),
+            final,
+            (z, _between(span, start, stop)),
+            (w, drop),
+            reverse=reverse,
+            recorded=True,
+            donate=True,
+            compiling=keep,
+        )
+        hs.add(start, stacked(xp, part))
+    return hs.result(), final, (x, hs.result(), state[0], span, drop, residuals) if keep else None
+
+
+def run_direction_backward(
+    xp: Any,
+    cell: Cell,
+    reverse: bool,
+    p: Params,
+    saved: Any,
+    dhs: Array,
+    dstate: tuple[Array, ...],
+    watch: bool = False,
+) -> tuple[Params, Array, tuple[Array, ...], Array | None]:
+    """Reverse `run_direction`.
+
+    Returns
+    -------
+    parameter gradients, dx (T, I, B), cotangent of the initial state, and with `watch` the norm of the loss's
+    derivative with respect to h at each step, over features and batch, (T,)
+    """
+    x, hs, h_initial, span, drop, residuals = saved
+    w = _with_transposes(cell.prepare(xp, p))
+    steps, _, batch = x.shape
+    backward = _Backward(cell, watch)
+    grads: Params = {}
+    dx, norms = Collected(xp, steps), Collected(xp, steps)
+    for start, stop in _blocks(steps, steps_at_once(xp, batch, 1024), forward=reverse):
+        part_residuals, part_span = _between((residuals, span), start, stop)
+        part = (in_order(xp, dhs[start:stop, ...]), part_residuals, part_span)
+        x_part = in_order(xp, x[start:stop, ...])
+        h_before = _one_step_earlier(xp, hs, h_initial, start, stop, reverse)
+        if part_span.reset is not None:
+            h_before = xp.where(part_span.reset, xp.zeros_like(h_before), h_before)
+        if drop is not None:
+            h_before = h_before * drop
+        if sums_in_loop(xp, batch, w["Wx"].shape[0] * batch * steps):
+            zeros = {name: xp.zeros_like(value) for name, value in p.items()}
+            (dstate, grads), (dinput, norm) = scan(
+                xp, _BackwardSums(backward), (dstate, zeros), (part, x_part, h_before), (w, drop), reverse=not reverse
+            )
+            return grads, dinput, dstate, norm
+        dstate, (dz, emitted, norm) = scan(
+            xp, backward, dstate, part, (w, drop), reverse=not reverse, recorded=True, compiling=True
+        )
+        dz = side_by_side(xp, stacked(xp, dz))
+        emitted = emitted if isinstance(emitted, list) else map_leaves(partial(side_by_side, xp), emitted)
+        found = _gradients(xp, cell, dz, x_part, h_before, part_residuals, emitted)
+        grads = {name: grads[name] + found[name] if grads else found[name] for name in p}
+        dx.add(start, _input_cotangent(xp, w, dz))
+        if watch:
+            norms.add(start, stacked(xp, norm))
+    return grads, dx.result(), dstate, norms.result() if watch else None
+
+
+def _with_transposes(w: Params) -> Params:
+    """`w`, and for every matrix in it the transpose, as ``"Wh.T"``.
+
+    Taken before the time loop, where XLA lays it out in memory: taken in the loop it becomes a product whose left
+    factor is transposed, which on a CPU runs at a third to a tenth of the speed.
+    """
+    return {**w, **{f"{name}.T": a.T for name, a in w.items() if getattr(a, "ndim", 0) == 2}}
+
+
+def _one_step_earlier(xp: Any, hs: Array, h_initial: Array, start: int, stop: int, reverse: bool) -> Array:
+    """h before the steps from `start` to `stop`: one step earlier, in the direction of running."""
+    steps, first = hs.shape[0], h_initial[None, ...]
+    if reverse:
+        earlier = hs[start + 1 : min(stop + 1, steps), ...]
+        return xp.concat([earlier, first], axis=0) if stop == steps else earlier
+    earlier = hs[max(start - 1, 0) : stop - 1, ...]
+    return xp.concat([first, earlier], axis=0) if start == 0 else earlier
+
+
+def _with_bias(xp: Any, w: Params, x: Array) -> tuple[Array, Array]:
+    """A weight and an input whose product is ``Wx @ x[t] + b``.
+
+    The bias is the weight of one more input, which is 1: a sum over all steps would be one more pass over them.
+    """
+    if "b" not in w:
+        return w["Wx"], x
+    steps, _, batch = x.shape
+    one = xp.ones((steps, 1, batch), dtype=x.dtype, device=device_of(x))
+    return xp.concat([w["Wx"], w["b"]], axis=1), xp.concat([x, one], axis=1)
+
+
+def _input_cotangent(xp: Any, w: Params, dz: Array) -> Array:
+    """``Wx.T @ dz[t]`` for every step, (T, I, B)."""
+    if projects_in_loop(xp):
+        return xp.matmul(w["Wx.T"], dz)
+    steps, _, batch = dz.shape
+    dx = xp.matmul(w["Wx.T"], columns_of(xp, dz))
+    return xp.permute_dims(xp.reshape(dx, (dx.shape[0], steps, batch)), (1, 0, 2))
+
+
+def _product(xp: Any, weight: Array, x: Array) -> Array:
+    """``weight @ x[t]`` for every step of x (T, I, B)."""
+    steps, features, batch = x.shape
+    if batch > 1:
+        return product(xp, weight, x)
+    rows = xp.reshape(x, (steps, features))  # one product in place of T products with one column
+    return product(xp, rows, weight.T)[:, :, None]
+
+
+def _blocks(steps: int, size: int | None, *, forward: bool) -> list[tuple[int, int]]:
+    """(start, stop) of blocks of time steps, in the order of running; None is all at once."""
+    size = steps if size is None else size
+    blocks = [(start, min(start + size, steps)) for start in range(0, steps, size)]
+    return blocks if forward else blocks[::-1]
+
+
+def _between(tree: Any, start: int, stop: int) -> Any:
+    """The steps from `start` to `stop` of a nest of arrays (T, ...) and of lists of T nests."""
+    if tree is None:
+        return None
+    if isinstance(tree, list):
+        return tree[start:stop]
+    if isinstance(tree, dict):
+        return {name: _between(branch, start, stop) for name, branch in tree.items()}
+    if isinstance(tree, tuple):
+        parts = [_between(branch, start, stop) for branch in tree]
+        return type(tree)(*parts) if hasattr(tree, "_fields") else tuple(parts)
+    return tree[start:stop, ...]
+
+
+def _where_not(xp: Any, condition: Array | None, arrays: tuple[Array, ...]) -> tuple[Array, ...]:
+    """The arrays, zero where the condition holds."""
+    if condition is None:
+        return arrays
+    return tuple(xp.where(condition, xp.zeros_like(a), a) for a in arrays)
