@@ -103,6 +103,28 @@ def test_compiled_it_gives_the_same(name: str, whole: bool, turn_on: Any, monkey
     assert relative_error(got, expected) < 1e-11
 
 
+@pytest.mark.usefixtures("as_python")
+@pytest.mark.parametrize("whole", [True, False], ids=["whole", "kernels"])
+@pytest.mark.parametrize("name", CELLS)
+def test_torchs_tensors_give_what_numpys_arrays_give(
+    name: str, whole: bool, turn_on: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch = pytest.importorskip("torch")
+    case = both_directions(name)
+    expected = run(case)
+    turn_on(whole)
+    ran = compiled_programs(monkeypatch)
+
+    def tensors(tree: Any) -> Any:
+        return mapped(lambda a: torch.asarray(np.array(a)), tree)
+
+    inputs = {key: tree if key == "lengths" else tensors(tree) for key, tree in case.inputs.items()}
+    y, final, pullback = case.layer.vjp(**inputs)
+    found = (y, final, *pullback(**{key: tensors(tree) for key, tree in case.cotangents.items()}))
+    assert ran == [whole] * 4
+    assert relative_error(mapped(torch.Tensor.numpy, found), expected) < 1e-11
+
+
 @pytest.mark.parametrize("name", FEW[:2])
 def test_gradients_match_finite_differences(name: str, turn_on: Any, numpy_backend: Any) -> None:
     turn_on(True)

@@ -70,7 +70,9 @@ def test_every_cell_is_recorded_and_can_be_compiled(
     original = kernels.make_stages
     monkeypatch.setattr(loops, "has_numba", lambda: True)
     monkeypatch.setattr(loops, "make_stages", lambda *a, **k: stages.append(original(*a, **k)))
-    monkeypatch.setattr(loops, "_compiled", lambda graph, dtype, donate: loops.make_stages(graph, donate=donate))
+    monkeypatch.setattr(
+        loops, "_compiled", lambda graph, dtype, donate, library: loops.make_stages(graph, donate=donate)
+    )
     case = CELLS[name].hard_case(name)
     seen.clear()
     stages.clear()

@@ -143,16 +143,18 @@ def is_small(stages: Stages, shapes: dict[str, tuple[int, ...]], batch: int) -> 
     return sum(shapes[p.left][0] * shapes[p.left][1] * batch for p in products) <= SMALL
 
 
-def compiled_loop(stages: Stages, dtype: str, *, whole: bool) -> tuple[Any, list[str]]:
+def compiled_loop(stages: Stages, dtype: str, *, whole: bool, torch_products: bool = False) -> tuple[Any, list[str]]:
     """The loop of `stages`, and the names of its arrays in the order in which it takes them.
 
     ``loop(steps, reverse, batch, *rows_of_each_kernel, *arrays)`` returns the final carry. Where it is compiled as a
     whole, arrays over time are (T, rows * B) and others (rows * B,), but for the left sides of products, which are
-    matrices.
+    matrices. With `torch_products`, products that are not compiled are torch's, on the memory of the same arrays.
     """
     given = given_rows(stages, whole)
     names = _arrays(stages, given)
     source = _PRELUDE.format(dtype=dtype) + (_TANH32 if dtype == "float32" else _TANH64)
+    if torch_products and not whole:
+        source += "\n\nfrom torch import from_numpy, mm\n"
     kernels = [stage for stage in stages.stages if isinstance(stage, Kernel)]
     if not whole:
         for k, kernel in enumerate(kernels):
@@ -165,7 +167,7 @@ def compiled_loop(stages: Stages, dtype: str, *, whole: bool) -> tuple[Any, list
     steps = [f"{name.lower()} = {name}[t]" for name in over_time]
     inside: list[str] = []
     for stage in stages.stages:
-        inside += _stage_lines(stage, whole, given, kernels)
+        inside += _stage_lines(stage, whole, given, kernels, torch_products)
     ends = [_end(stages, end, given, whole) for end in stages.ends]
     alternating = [k for k, end in enumerate(ends) if end == f"n{k}"]
     moves = [(f"c{k}", end) for k, end in enumerate(ends) if end != f"c{k}"]
@@ -223,7 +225,9 @@ def _end(stages: Stages, end: str, given: dict[str, int], whole: bool) -> str:
     return "x0" if whole else f"x0[{start}:{start + stages.stacks[int(end[1:])].shape[0]}]"
 
 
-def _stage_lines(stage: Any, whole: bool, given: dict[str, int], kernels: list[Kernel]) -> list[str]:
+def _stage_lines(
+    stage: Any, whole: bool, given: dict[str, int], kernels: list[Kernel], torch_products: bool
+) -> list[str]:
     if isinstance(stage, Kernel):
         number = next(k for k, kernel in enumerate(kernels) if kernel is stage)
         if whole:
@@ -233,7 +237,10 @@ def _stage_lines(stage: Any, whole: bool, given: dict[str, int], kernels: list[K
         right, out = _rows(stage.right, whole), _rows(stage.out, whole)
         if whole:
             return [f"multiply{'_transposed' if stage.transposed else ''}({stage.left}, {right}, {out}, batch)"]
-        return [f"{stage.left}{'.T' if stage.transposed else ''}.dot({right}, {out})"]
+        left = f"{stage.left}{'.T' if stage.transposed else ''}"
+        if torch_products:
+            return [f"mm({left}, from_numpy({right}), out=from_numpy({out}))"]
+        return [f"{left}.dot({right}, {out})"]
     assert isinstance(stage, RowSum)
     x, out = _rows(stage.x, whole), _rows(stage.out, whole)
     return [f"sum_rows({x}, {out}, batch)" if whole else f"np.add.reduce({x}, 0, None, {out}, True)"]

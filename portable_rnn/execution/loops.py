@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from ..namespace import map_leaves
 from . import reuse
 from .compiled import compiled_loop, given_rows, has_numba, is_small
 from .cuda import CudaProgram, cuda_program
@@ -86,9 +87,11 @@ class Program:
 class CompiledProgram:
     """A loop compiled by numba: all of it, or its kernels."""
 
-    def __init__(self, stages: Stages, dtype: str, output_structure: Any, *, whole: bool) -> None:
+    def __init__(
+        self, stages: Stages, dtype: str, output_structure: Any, *, whole: bool, torch_products: bool = False
+    ) -> None:
         self.stages, self.output_structure, self.whole = stages, output_structure, whole
-        self.loop, self.names = compiled_loop(stages, dtype, whole=whole)
+        self.loop, self.names = compiled_loop(stages, dtype, whole=whole, torch_products=torch_products)
         self.given = given_rows(stages, whole)
         self.rows = [stage.rows for stage in stages.stages if isinstance(stage, Kernel)]
         self.products = {stage.left for stage in stages.stages if isinstance(stage, Product)}
@@ -144,6 +147,25 @@ class CompiledProgram:
         return final, rebuilt(self.output_structure, iter(found))
 
 
+class TorchProgram:
+    """A compiled loop over torch's tensors on the CPU, whose memory NumPy arrays share; its products are torch's.
+
+    Products by NumPy would bring a second pool of threads, in the way of torch's own.
+    """
+
+    def __init__(self, program: CompiledProgram) -> None:
+        self.program = program
+
+    def run(self, xp: Any, carry: list[Any], xs: list[Any], shared: list[Any], *, reverse: bool) -> tuple[Any, Any]:
+        """As `Program.run`."""
+        matrices = set() if self.program.whole else self.program.products
+        mixed = [s if f"s{k}" in matrices else s.numpy() for k, s in enumerate(shared)]
+        final, outputs = self.program.run(
+            np, [leaf.numpy() for leaf in carry], [leaf.numpy() for leaf in xs], mixed, reverse=reverse
+        )
+        return [xp.from_numpy(leaf) for leaf in final], map_leaves(xp.from_numpy, outputs)
+
+
 def _plain(xp: Any, array: Any) -> Any:
     """An array as compiled code wants it: in order, and writable, so that all have one type."""
     return array if array.flags.c_contiguous and array.flags.writeable else xp.array(array, order="C")
@@ -166,7 +188,7 @@ def _hoisting(values: list[Value], dialect: NumpyDialect | TorchDialect) -> Any:
 @functools.lru_cache(maxsize=128)
 def _program(
     library: str, place: Any, step: Any, structures: Any, specs: Any, donate: bool, compiling: bool
-) -> Program | CompiledProgram | CudaProgram | None:
+) -> Program | CompiledProgram | TorchProgram | CudaProgram | None:
     """The program of a step for arguments of this form, or None where it can't be recorded.
 
     `place` is the dtype and device: every program has its own workspace.
@@ -182,11 +204,13 @@ def _program(
         return None
     if library == "cupy":
         return cuda_program(graph, place[0].name, donate=donate)
-    compiled = _compiled(graph, place[0].name, donate) if compiling and library == "numpy" and has_numba() else None
+    compiled = None
+    if compiling and has_numba() and (library == "numpy" or place[1].type == "cpu"):
+        compiled = _compiled(graph, str(place[0]).rpartition(".")[2], donate, library)
     return compiled or Program(make_plan(graph, _dialect(library), donate=donate), library, graph.output_structure)
 
 
-def _compiled(graph: Graph, dtype: str, donate: bool) -> CompiledProgram | None:
+def _compiled(graph: Graph, dtype: str, donate: bool, library: str) -> CompiledProgram | TorchProgram | None:
     """The program compiled by numba, where that is known to be faster and can be done."""
     try:
         stages = make_stages(graph, donate=donate)
@@ -197,7 +221,11 @@ def _compiled(graph: Graph, dtype: str, donate: bool) -> CompiledProgram | None:
     whole = is_small(stages, shapes, graph.inputs["carry"][0].shape[1])
     if not whole and dtype not in KERNEL_DTYPES:
         return None
-    return CompiledProgram(stages, dtype, graph.output_structure, whole=whole)
+    if library == "numpy":
+        return CompiledProgram(stages, dtype, graph.output_structure, whole=whole)
+    if any(isinstance(stage, Product) and stage.left[0] == "h" for stage in stages.stages):
+        return None
+    return TorchProgram(CompiledProgram(stages, dtype, graph.output_structure, whole=whole, torch_products=True))
 
 
 def planned_scan(
