@@ -27,7 +27,7 @@ from portable_rnn import execution
 from portable_rnn.bench.cases import Case as BenchCase
 from portable_rnn.bench.cases import Task
 from portable_rnn.execution import cuda, tracing
-from portable_rnn.execution.kernels import RowSum
+from portable_rnn.execution.stages import RowSum
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 

@@ -15,7 +15,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from .kernels import Access, Kernel, Product, RowSum, Stages
+from .stages import Access, Kernel, Product, RowSum, Stages
 
 __all__ = ["compiled_loop", "has_numba", "is_small"]
 
@@ -78,8 +78,8 @@ def sum_rows(x, out, batch):
             out[b] += x[i * batch + b]
 """
 
-# tanh(x) / x as a quotient of polynomials in x**2 up to |x| = 9, where float32 rounds tanh to 1. Unlike a library's
-# tanh it becomes vector code. Fitted by benchmarks/fit_tanh.py; 3e-7 of the value at most.
+# tanh(x) / x as a quotient of polynomials in x**2 up to |x| = 9, beyond which tanh is within a rounding of 1. Unlike a
+# library's tanh it becomes vector code. Fitted by benchmarks/fit_tanh.py, which prints its largest error.
 _TANH32 = """
 
 @inside
@@ -309,7 +309,7 @@ def _loaded(source: str) -> Any:
         module = sys.modules[name] = importlib.util.module_from_spec(spec)  # numba imports it by this name
         spec.loader.exec_module(module)
         return module.loop
-    except OSError:  # nowhere to write: compiled anew in every process
+    except (OSError, RuntimeError):  # nowhere to write (RuntimeError: for numba): compiled anew in every process
         scope: dict[str, Any] = {}
         exec(compile(source.replace("cache=True", "cache=False"), "<compiled loop>", "exec"), scope)
         return scope["loop"]

@@ -10,8 +10,9 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any, NamedTuple
 
-from .kernels import Access, Kernel, Product, RowSum, Stages, make_stages
-from .planning import Place
+from .kernels import make_stages
+from .places import Place
+from .stages import Access, Kernel, Product, RowSum, Stages
 from .tracing import BOOLEAN, Graph, Untraceable, Value, rebuilt
 
 __all__ = ["Calls", "CudaProgram", "cuda_program", "cuda_source", "library_calls"]

@@ -9,101 +9,15 @@ compiles to one loop and CuPy to one kernel.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
 from typing import Any
 
-from .planning import Place, Stack, root_of
+from .places import Place, Stack, root_of
+from .stages import Access, Kernel, Product, RowSum, Stages, rows_read, writes
 from .tracing import POINTWISE, Graph, Untraceable, Value
 
-__all__ = ["Access", "Kernel", "Product", "RowSum", "Stages", "make_stages"]
+__all__ = ["make_stages"]
 
 _MOST_STATEMENTS = 400  # a step of more is cut into too many row blocks to be one kernel
-
-
-@dataclass(frozen=True)
-class Access:
-    """One row block of an array, element by element.
-
-    Attributes
-    ----------
-    array : str
-        A variable of the loop, as in `Place`; "h0" is made once before the loop.
-    block : int
-        Which block of as many rows as the kernel has.
-    spread : "", "column" or "row"
-        An array of one column, or of one row, stands for all.
-    """
-
-    array: str
-    block: int
-    spread: str = ""
-
-
-@dataclass
-class Kernel:
-    """Scalar operations over `rows` x B elements.
-
-    Attributes
-    ----------
-    loads : dict of Access to str
-        The name of each loaded number.
-    statements : list of (name, op, operands)
-        Operands are names or numbers.
-    stores : list of (Access, name)
-    """
-
-    rows: int
-    loads: dict[Access, str] = field(default_factory=dict)
-    statements: list[tuple[str, str, tuple[Any, ...]]] = field(default_factory=list)
-    stores: list[tuple[Access, str]] = field(default_factory=list)
-
-    def arrays(self) -> list[str]:
-        """What it reads and writes, each once."""
-        return list(dict.fromkeys([a.array for a in self.loads] + [a.array for a, _ in self.stores]))
-
-
-@dataclass
-class Product:
-    """``out = left @ right``; `left` is shared, or transposed from it."""
-
-    left: str
-    transposed: bool
-    right: Place
-    out: Place
-
-
-@dataclass
-class RowSum:
-    """``out = sum(x, axis=0)``."""
-
-    x: Place
-    out: Place
-
-
-@dataclass
-class Stages:
-    """A step as stages, and where everything is.
-
-    Attributes
-    ----------
-    stages : list of Product, RowSum and Kernel
-        In the order of running.
-    stacks, work, outputs : as in `planning.Plan`
-    ends : list of str
-        The variable of each carry after the step; "n0" alternates between two buffers.
-    hoisted : list of Value
-        What is made once before the loop, in the order of "h0", "h1", ...
-    first_rows : int
-        Rows of the first input.
-    """
-
-    stages: list[Any]
-    stacks: list[Stack]
-    work: list[tuple[tuple[int, ...], bool]]
-    outputs: list[tuple[str, int, int, int]]
-    ends: list[str]
-    hoisted: list[Value]
-    first_rows: int
 
 
 def make_stages(graph: Graph, *, donate: bool) -> Stages:
@@ -293,15 +207,15 @@ class _Cutter:
         first = self.graph.inputs["xs"][0]
         if any(root_of(value)[0] is first for value in (*self.graph.outputs, *self.graph.carry)):
             return
-        reads = [(*rows, k) for k, stage in enumerate(found.stages) for rows in _rows_read(stage, "x0")]
+        reads = [(*rows, k) for k, stage in enumerate(found.stages) for rows in rows_read(stage, "x0")]
         taken: list[tuple[int, int]] = []
         for s in sorted(range(len(self.stacks)), key=lambda s: -self.stacks[s].shape[0]):
             stack = self.stacks[s]
-            writers = [k for k, stage in enumerate(found.stages) if _writes(stage, f"y{s}")]
+            writers = [k for k, stage in enumerate(found.stages) if writes(stage, f"y{s}")]
             if stack.carry is not None or stack.boolean or stack.shape[1:] != first.shape[1:] or len(writers) != 1:
                 continue
             kernel = found.stages[writers[0]]
-            if not isinstance(kernel, Kernel) or any(_rows_read(stage, f"y{s}") for stage in found.stages):
+            if not isinstance(kernel, Kernel) or any(rows_read(stage, f"y{s}") for stage in found.stages):
                 continue
             for start in sorted({0, *(r[0] for r in reads), *(t[1] for t in taken)}):
                 stop = start + stack.shape[0]
@@ -318,20 +232,6 @@ class _Again(Exception):  # noqa: N818
 
     def __init__(self, value: Value) -> None:
         self.value = value
-
-
-def _rows_read(stage: Any, array: str) -> list[tuple[int, int]]:
-    """(start, stop) of the rows of an array that a stage reads."""
-    if isinstance(stage, Kernel):
-        return [(a.block * stage.rows, (a.block + 1) * stage.rows) for a in stage.loads if a.array == array]
-    place = stage.right if isinstance(stage, Product) else stage.x
-    return [(place.start, place.start + place.rows)] if place.base == array else []
-
-
-def _writes(stage: Any, array: str) -> bool:
-    if isinstance(stage, Kernel):
-        return any(access.array == array for access, _ in stage.stores)
-    return bool(stage.out.base == array)
 
 
 class _Filler:

@@ -12,8 +12,9 @@ from . import reuse
 from .compiled import compiled_loop, given_rows, has_numba, is_small
 from .cuda import CudaProgram, cuda_program
 from .dialects import NumpyDialect, TorchDialect
-from .kernels import Kernel, Product, Stages, make_stages
+from .kernels import make_stages
 from .planning import Plan, make_plan
+from .stages import Kernel, Product, Stages
 from .tracing import Graph, Untraceable, Value, flattened, rebuilt, trace
 
 __all__ = ["planned_scan"]
@@ -228,6 +229,15 @@ def _compiled(graph: Graph, dtype: str, donate: bool, library: str) -> CompiledP
     return TorchProgram(CompiledProgram(stages, dtype, graph.output_structure, whole=whole, torch_products=True))
 
 
+def _hashable(step: Any) -> bool:
+    """Whether the program of a step can be found again: a user's cell may hold what has no hash."""
+    try:
+        hash(step)
+    except TypeError:
+        return False
+    return True
+
+
 def planned_scan(
     xp: Any,
     library: str,
@@ -245,6 +255,8 @@ def planned_scan(
     structures = tuple([flattened(tree, leaves) for tree, leaves in zip((carry, xs, shared), groups, strict=True)])
     carry_leaves, x_leaves, shared_leaves = groups
     floating, boolean = carry_leaves[0].dtype, xp.bool
+    if floating not in (xp.float32, xp.float64) or not _hashable(step):
+        return None
     specs = []
     for leaves, over_time in zip(groups, (0, 1, 0), strict=True):
         forms = []

@@ -11,9 +11,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from .places import Place, Stack, is_straight, is_whole, memory_of, root_of
 from .tracing import POINTWISE, Graph, Value
 
-__all__ = ["Dialect", "Place", "Plan", "Stack", "make_plan", "root_of"]
+__all__ = ["Dialect", "Plan", "make_plan"]
 
 _END = 1 << 30  # later than every instruction
 
@@ -28,42 +29,6 @@ class Dialect(Protocol):
 
     def expression(self, op: str, operands: list[str], value: Value) -> str:
         """The same as an expression that makes a new array: what is done once, before the loop."""
-
-
-@dataclass(frozen=True)
-class Place:
-    """Rows of some memory.
-
-    Attributes
-    ----------
-    base : str
-        The name of a variable of the loop: "x0" (an input of this step), "y0" (a row of a stack), "w0" (workspace),
-        "n0" (where the carry goes).
-    start, rows, total : int
-        The rows taken, of how many.
-    """
-
-    base: str
-    start: int
-    rows: int
-    total: int
-
-    def inside(self, start: int, rows: int) -> Place:
-        return Place(self.base, self.start + start, rows, self.total)
-
-
-@dataclass
-class Stack:
-    """An array over all time steps: what an output becomes.
-
-    `carry` is the carry whose first value stands before the first step's (T + 1 rows), else None. `given` is the
-    row at which it stands in the first input, which the caller gave away, else None.
-    """
-
-    shape: tuple[int, ...]
-    boolean: bool
-    carry: int | None = None
-    given: int | None = None
 
 
 @dataclass
@@ -143,7 +108,7 @@ class _Planner:
     def plan(self) -> Plan:
         shifted = {root.detail[0] for root, _, _ in map(root_of, self.graph.outputs) if root.op == "carry"}
         stack_of_carry = {k: self._new_stack(self.graph.inputs["carry"][k], carry=k) for k in sorted(shifted)}
-        carried = [root_of(value)[0] if _is_whole(value) else value for value in self.graph.carry]
+        carried = [root_of(value)[0] if is_whole(value) else value for value in self.graph.carry]
         for k, stack in stack_of_carry.items():
             self._place(carried[k], self._whole(f"y{stack}", carried[k]))
         constants: dict[int, int] = {}
@@ -218,14 +183,14 @@ class _Planner:
     def _give_away(self) -> None:
         """Let outputs take the place of rows of the first input that nobody reads when they are written."""
         first = self.graph.inputs["xs"][0]
-        if any(_memory_of(value)[0] is first for value in (*self.graph.outputs, *self.graph.carry)):
+        if any(memory_of(value)[0] is first for value in (*self.graph.outputs, *self.graph.carry)):
             return
         reads: list[tuple[int, int, int, bool]] = []  # (start, stop, when, whether only that element is needed)
         for k, value in enumerate(self.computed):
             for operand in value.operands:
-                if isinstance(operand, Value) and _memory_of(operand)[0] is first:
-                    _, start, stop = _memory_of(operand)
-                    pointwise = value.op in POINTWISE and value.op != "where" and _is_straight(operand)
+                if isinstance(operand, Value) and memory_of(operand)[0] is first:
+                    _, start, stop = memory_of(operand)
+                    pointwise = value.op in POINTWISE and value.op != "where" and is_straight(operand)
                     reads.append((start, stop, k, pointwise and value.shape == operand.shape))
         taken: list[tuple[int, int]] = []
         writes = {s: min((k for k, v in self._written(s)), default=_END) for s in range(len(self.stacks))}
@@ -328,7 +293,7 @@ class _Planner:
 
     def _owner(self, value: Value) -> int:
         """The value that owns the memory in which another stands."""
-        return self._owner_of(_memory_of(value)[0].number)
+        return self._owner_of(memory_of(value)[0].number)
 
     def _owner_of(self, number: int) -> int:
         while number in self.home:
@@ -451,34 +416,3 @@ class _Planner:
         lines += [f"    {line}" for line in body or ["pass"]]
         lines.append(f"return [{', '.join(f'c{k}' for k in carries)}]")
         return "\n".join([*head, *(f"    {line}" for line in lines)]) + "\n"
-
-
-def root_of(value: Value) -> tuple[Value, int, int]:
-    """What a chain of row blocks is taken from, and which rows of it."""
-    start, stop = 0, value.shape[0] if value.shape else 1
-    while value.op == "rows":
-        start, stop = start + value.detail[0], stop + value.detail[0]
-        (operand,) = value.operands
-        assert isinstance(operand, Value)
-        value = operand
-    return value, start, stop
-
-
-def _memory_of(value: Value) -> tuple[Value, int, int]:
-    """`root_of` that looks through transposes: what stands in the memory that is read, and which rows of it."""
-    root, start, stop = root_of(value)
-    while root.op == "transpose":
-        (operand,) = root.operands
-        assert isinstance(operand, Value)
-        root, start, stop = root_of(operand)
-    return root, start, stop
-
-
-def _is_whole(value: Value) -> bool:
-    root, start, stop = root_of(value)
-    return (start, stop) == (0, root.shape[0])
-
-
-def _is_straight(value: Value) -> bool:
-    """Whether it stands in its memory as it is, not transposed."""
-    return root_of(value)[0].op != "transpose"

@@ -22,7 +22,15 @@ _ALIGNMENT = 64  # a cache line, and the widest vector
 
 _lock = threading.Lock()
 _blocks: list[np.ndarray[Any, Any]] = []
-_FREE = 3  # references to a block while it is looked at: the list's, the loop's, the call's
+
+
+def _references(blocks: list[np.ndarray[Any, Any]], k: int) -> int:
+    """References to a block while this function looks at it."""
+    block = blocks[k]
+    return sys.getrefcount(block) if hasattr(sys, "getrefcount") else 0
+
+
+_FREE = _references([np.empty(0)], 0)  # of one that only its list refers to; interpreters count differently
 
 
 def empty(shape: tuple[int, ...], dtype: Any) -> np.ndarray[Any, Any]:
@@ -49,9 +57,9 @@ def _fitting(size: int) -> np.ndarray[Any, Any] | None:
     """The smallest free block that is large enough, and not much larger."""
     best = None
     for k in range(len(_blocks)):
-        block = _blocks[k]
-        fits = size <= block.nbytes <= 2 * size and (best is None or block.nbytes < _blocks[best].nbytes)
-        if fits and sys.getrefcount(block) <= _FREE:
+        held = _blocks[k].nbytes
+        fits = size <= held <= 2 * size and (best is None or held < _blocks[best].nbytes)
+        if fits and _references(_blocks, k) == _FREE:
             best = k
     if best is None:
         return None
