@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import importlib.util
 import json
 import os
 import platform
@@ -100,7 +101,8 @@ def run(peers: Sequence[Peer], gemm: Peer, args: argparse.Namespace, path: Seque
         "format": 1,
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "machine": _machine(),
-        "versions": {"portable-rnn": __version__} | _versions(["numpy", *(p for peer in peers for p in peer.packages)]),
+        "versions": {"portable-rnn": __version__}
+        | _versions(["numpy", "numba", *(p for peer in peers for p in peer.packages)]),
         "settings": {"rounds": args.rounds, "threads": args.threads},
         "ours": ours,
         "peers": [peer.name for peer in peers],
@@ -168,7 +170,7 @@ def _versions(packages: Sequence[str]) -> dict[str, str]:
         try:
             found[package] = version(distributions.get(package, [package])[0])
         except PackageNotFoundError:
-            found[package] = "unknown"
+            found[package] = "unknown" if importlib.util.find_spec(package) else "not installed"
     return found
 
 

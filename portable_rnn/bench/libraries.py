@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -23,7 +24,8 @@ def ours_peer(library: str, device: str | None = None) -> Peer:
     """This library with arrays of `library`."""
     packages = () if library == "numpy" else (library,)
     options = {"library": library, "device": device}
-    environment = {"JAX_ENABLE_X64": "0"} if library == "jax" else {}  # as JAX is unless asked
+    # JAX as it is unless asked; predictions, too, in a process that has imported numba, unless that is turned off
+    environment = {"JAX_ENABLE_X64": "0", "PORTABLE_RNN_NUMBA": os.environ.get("PORTABLE_RNN_NUMBA", "1")}
     return Peer(f"ours-{library}", f"{__name__}:ours", packages, options, environment, same_weights=True)
 
 

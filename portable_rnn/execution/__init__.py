@@ -129,7 +129,8 @@ def scan(
     donate : bool
         The first of `xs` is not used afterwards, so its memory may be.
     compiling : bool
-        The loop runs again and again, so that numba (extra ``[fast]``), where it is installed, may compile it.
+        The loop runs again and again, so that numba (extra ``[fast]``), where it is installed, may be imported and
+        compile it. Otherwise it does where it is imported already.
 
     Returns
     -------

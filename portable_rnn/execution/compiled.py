@@ -17,7 +17,7 @@ from typing import Any
 
 from .stages import Access, Kernel, Product, RowSum, Stages
 
-__all__ = ["compiled_loop", "has_numba", "is_small"]
+__all__ = ["compiled_loop", "given_rows", "has_numba", "is_loaded", "is_small"]
 
 # Multiplications in the products of one step, up to which they are compiled with the loop.
 SMALL = 1 << 15
@@ -135,6 +135,11 @@ def has_numba() -> bool:
     if os.environ.get("PORTABLE_RNN_NUMBA") == "0":
         return False
     return "numba" in sys.modules or importlib.util.find_spec("numba") is not None
+
+
+def is_loaded() -> bool:
+    """Whether numba costs nothing to start with: it is imported, or was asked for by ``PORTABLE_RNN_NUMBA=1``."""
+    return has_numba() and ("numba" in sys.modules or os.environ.get("PORTABLE_RNN_NUMBA") == "1")
 
 
 def is_small(stages: Stages, shapes: dict[str, tuple[int, ...]], batch: int) -> bool:

@@ -9,7 +9,7 @@ import numpy as np
 
 from ..namespace import map_leaves
 from . import reuse
-from .compiled import compiled_loop, given_rows, has_numba, is_small
+from .compiled import compiled_loop, given_rows, has_numba, is_loaded, is_small
 from .cuda import CudaProgram, cuda_program
 from .dialects import NumpyDialect, TorchDialect
 from .kernels import make_stages
@@ -267,7 +267,7 @@ def planned_scan(
         specs.append(tuple(forms))
     # CuPy's devices have no hash; its programs keep no arrays
     place = (floating, None if library == "cupy" else carry_leaves[0].device)
-    program = _program(library, place, step, structures, tuple(specs), donate, compiling)
+    program = _program(library, place, step, structures, tuple(specs), donate, compiling or is_loaded())
     if program is None:
         return None
     final, outputs = program.run(xp, carry_leaves, x_leaves, shared_leaves, reverse=reverse)
