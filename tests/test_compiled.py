@@ -306,3 +306,32 @@ def test_the_variable_turns_numba_off(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PORTABLE_RNN_NUMBA", "1")
     assert compiled.has_numba()
     compiled.has_numba.cache_clear()
+
+
+# ---------------------------------------------------------------------- when it is used
+
+
+def test_numba_is_turned_on_and_off_by_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "numba", raising=False)
+    try:
+        for value, found, loaded in (("", True, False), ("1", True, True), ("0", False, False)):
+            monkeypatch.setenv("PORTABLE_RNN_NUMBA", value)
+            compiled.has_numba.cache_clear()
+            assert (compiled.has_numba(), compiled.is_loaded()) == (found, loaded)
+    finally:
+        compiled.has_numba.cache_clear()
+
+
+@pytest.mark.usefixtures("as_python")
+@pytest.mark.parametrize("loaded", [True, False])
+def test_predictions_are_compiled_only_where_numba_is_loaded(
+    loaded: bool, turn_on: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    turn_on(True)
+    monkeypatch.setattr(loops, "is_loaded", lambda: loaded)
+    ran = compiled_programs(monkeypatch)
+    layer = prnn.LSTM(3, 4)
+    params, x = layer.init(0), np.ones((2, 5, 3), dtype="float32")
+    y, _ = layer.apply(params, x)
+    assert ran == [True] * loaded
+    assert relative_error(y, layer.vjp(params, x)[0]) < 1e-6
