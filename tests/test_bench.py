@@ -119,6 +119,12 @@ def test_one_peer_says_nothing_about_the_fastest_of_several() -> None:
     assert found.worst == 2.0
 
 
+def test_the_floor_is_a_target_too() -> None:
+    target = report.Target("ours-numpy", (report.FLOOR,), "train", worst=1.5)
+    (found,) = report.findings(run_of(case(ours_numpy=[1.0], gemm=[2.0])), [target])
+    assert found.worst > 0
+
+
 def test_the_targets_name_peers_that_exist() -> None:
     names = {peer.name for peer in peers_script.all_peers(None)} | {report.FLOOR}
     for target in report.TARGETS:

@@ -171,7 +171,8 @@ def findings(run: Run, targets: Sequence[Target] = TARGETS) -> list[Finding]:
                     answer = ratio(case, target.ours, target.against)
                     # with one peer measured, "the fastest of all" would say nothing new
                     others = [name for name in target.against if name in case["seconds"]]
-                    if answer is not None and len(others) >= min(2, len(target.against)):
+                    enough = target.against == (FLOOR,) or len(others) >= min(2, len(target.against))
+                    if answer is not None and enough:
                         ratios[tuple(case["size"])] = answer["median"]
             if ratios:
                 worst = max(ratios, key=ratios.__getitem__)
