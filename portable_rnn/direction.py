@@ -191,16 +191,11 @@ def run_direction_backward(
     for start, stop in _blocks(steps, steps_at_once(xp, batch, 1024), forward=reverse):
         part_residuals, part_span = _between((residuals, span), start, stop)
         part = (in_order(xp, dhs[start:stop, ...]), part_residuals, part_span)
-        x_part = in_order(xp, x[start:stop, ...])
-        h_before = _one_step_earlier(xp, hs, h_initial, start, stop, reverse)
-        if part_span.reset is not None:
-            h_before = xp.where(part_span.reset, xp.zeros_like(h_before), h_before)
-        if drop is not None:
-            h_before = h_before * drop
+        seen = partial(_h_seen, xp, hs, h_initial, start, stop, reverse, part_span.reset, drop)
         if sums_in_loop(xp, batch, w["Wx"].shape[0] * batch * steps):
             zeros = {name: xp.zeros_like(value) for name, value in p.items()}
             (dstate, grads), (dinput, norm) = scan(
-                xp, _BackwardSums(backward), (dstate, zeros), (part, x_part, h_before), (w, drop), reverse=not reverse
+                xp, _BackwardSums(backward), (dstate, zeros), (part, x, seen()), (w, drop), reverse=not reverse
             )
             return grads, dinput, dstate, norm
         dstate, (dz, emitted, norm) = scan(
@@ -208,7 +203,8 @@ def run_direction_backward(
         )
         dz = side_by_side(xp, stacked(xp, dz))
         emitted = emitted if isinstance(emitted, list) else map_leaves(partial(side_by_side, xp), emitted)
-        found = _gradients(xp, cell, dz, x_part, h_before, part_residuals, emitted)
+        x_part = in_order(xp, x[start:stop, ...])
+        found = _gradients(xp, cell, dz, x_part, seen(), part_residuals, emitted)
         grads = {name: grads[name] + found[name] if grads else found[name] for name in p}
         dx.add(start, _input_cotangent(xp, w, dz))
         if watch:
@@ -225,14 +221,27 @@ def _with_transposes(w: Params) -> Params:
     return {**w, **{f"{name}.T": a.T for name, a in w.items() if getattr(a, "ndim", 0) == 2}}
 
 
-def _one_step_earlier(xp: Any, hs: Array, h_initial: Array, start: int, stop: int, reverse: bool) -> Array:
-    """h before the steps from `start` to `stop`: one step earlier, in the direction of running."""
+def _h_seen(
+    xp: Any,
+    hs: Array,
+    h_initial: Array,
+    start: int,
+    stop: int,
+    reverse: bool,
+    reset: Array | None,
+    drop: Array | None,
+) -> Array:
+    """h as the products of the steps from `start` to `stop` saw it: one step earlier, in the direction of running."""
     steps, first = hs.shape[0], h_initial[None, ...]
     if reverse:
-        earlier = hs[start + 1 : min(stop + 1, steps), ...]
-        return xp.concat([earlier, first], axis=0) if stop == steps else earlier
-    earlier = hs[max(start - 1, 0) : stop - 1, ...]
-    return xp.concat([first, earlier], axis=0) if start == 0 else earlier
+        h = hs[start + 1 : min(stop + 1, steps), ...]
+        h = xp.concat([h, first], axis=0) if stop == steps else h
+    else:
+        h = hs[max(start - 1, 0) : stop - 1, ...]
+        h = xp.concat([first, h], axis=0) if start == 0 else h
+    if reset is not None:
+        h = xp.where(reset, xp.zeros_like(h), h)
+    return h if drop is None else h * drop
 
 
 def _with_bias(xp: Any, w: Params, x: Array) -> tuple[Array, Array]:
