@@ -143,7 +143,7 @@ def run_direction(
     w = cell.prepare(xp, p)
     project = projects_in_loop(xp)
     steps, _, batch = x.shape
-    size = None if keep or batch == 1 else steps_at_once(xp, w["Wx"].shape[0] * batch, 1 << 18)
+    size = None if keep or batch == 1 else steps_at_once(xp, w["Wx"].shape[0] * batch, 1 << 22)
     hs = Collected(xp, steps)
     final = state
     residuals: Any = None
