@@ -3,8 +3,9 @@
 The default of each is plain Python, so a library nobody registered runs too. A per-library path stays only where
 `benchmarks/` shows what it buys.
 
-How `scan` runs a step: `tracing` records it as a graph, `planning` decides where each result is written and writes the
-loop, `dialects` says how a library's calls are written, and `loops` keeps the programs and runs them.
+How `scan` runs a step: `tracing` records it as a graph; `planning` decides where each result is written and writes the
+loop, `dialects` says how a library's calls are written; or `kernels` cuts the graph into products and kernels, which
+`compiled` (numba) and `cuda` (CuPy) write; `loops` keeps the programs and runs them, in memory from `reuse`.
 """
 
 from __future__ import annotations

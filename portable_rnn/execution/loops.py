@@ -75,13 +75,7 @@ class Program:
         final = self.loop(each, carry, xs, shared, after, work, numbers)
         final = [xp.asarray(leaf, copy=True) for leaf in final]  # it stands in a workspace, or in a stack it would keep
         self.idle.append((work, numbers))
-        found = []
-        for kind, k, start, stop in plan.outputs:
-            if kind == "before":
-                memory = whole[k][1:] if reverse else whole[k][:-1]
-            else:
-                memory = xs[k] if kind == "input" else after[k]
-            found.append(memory if stop - start == memory.shape[1] else memory[:, start:stop])
+        found = _outputs(plan.outputs, xs, whole, after, reverse)
         return final, rebuilt(self.output_structure, iter(found))
 
 
@@ -117,14 +111,14 @@ class CompiledProgram:
         arrays |= {f"h{k}": _plain(xp, leaf) for k, leaf in enumerate(self.hoist(shared, dtype.type))}
         arrays |= {f"w{k}": empty(*form) for k, form in enumerate(self.stages.work)}
         arrays |= {f"{which}{k}": np.empty(leaf.shape, leaf.dtype) for k, leaf in enumerate(carry) for which in "nm"}
-        after = []
+        whole, after = [], []
         for k, stack in enumerate(self.stages.stacks):
             if f"y{k}" in self.given:
                 start = self.given[f"y{k}"]
                 memory = arrays["X0"][:, start : start + stack.shape[0]]
             else:
                 memory = empty((steps + (stack.carry is not None), *stack.shape), stack.boolean)
-            arrays[f"whole{k}"] = memory
+            whole.append(memory)
             if stack.carry is not None:
                 memory[-1 if reverse else 0, ...] = carry[stack.carry]
                 memory = memory[:-1] if reverse else memory[1:]
@@ -137,13 +131,7 @@ class CompiledProgram:
                 array = array.reshape(steps, -1) if name[0] in "XY" else array.reshape(-1)
             ordered.append(array)
         final = self.loop(steps, reverse, batch, *self.rows, *ordered)
-        found = []
-        for kind, k, start, stop in self.stages.outputs:
-            if kind == "before":
-                memory = arrays[f"whole{k}"][1:] if reverse else arrays[f"whole{k}"][:-1]
-            else:
-                memory = xs[k] if kind == "input" else after[k]
-            found.append(memory if stop - start == memory.shape[1] else memory[:, start:stop])
+        found = _outputs(self.stages.outputs, xs, whole, after, reverse)
         final = [leaf.reshape(like.shape).copy() for leaf, like in zip(final, carry, strict=True)]
         return final, rebuilt(self.output_structure, iter(found))
 
@@ -165,6 +153,20 @@ class TorchProgram:
             np, [leaf.numpy() for leaf in carry], [leaf.numpy() for leaf in xs], mixed, reverse=reverse
         )
         return [xp.from_numpy(leaf) for leaf in final], map_leaves(xp.from_numpy, outputs)
+
+
+def _outputs(
+    outputs: list[tuple[str, int, int, int]], xs: list[Any], whole: list[Any], after: list[Any], reverse: bool
+) -> list[Any]:
+    """Each output of a plan over time, from the stacks (`whole` with the first value of a carry, `after` without)."""
+    found = []
+    for kind, k, start, stop in outputs:
+        if kind == "before":
+            memory = whole[k][1:] if reverse else whole[k][:-1]
+        else:
+            memory = xs[k] if kind == "input" else after[k]
+        found.append(memory if stop - start == memory.shape[1] else memory[:, start:stop])
+    return found
 
 
 def _plain(xp: Any, array: Any) -> Any:
