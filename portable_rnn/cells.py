@@ -37,7 +37,7 @@ from functools import cached_property
 from typing import Any, Protocol
 
 from .activations import GateBlock, activation, split_rows
-from .execution import compiles, fuse, stacked
+from .execution import fuse, leaves_sums, stacked
 from .namespace import device_of
 from .typing import Array, Params
 
@@ -412,14 +412,14 @@ def weight_shapes(rows: int, input_size: int, out_size: int, bias: bool) -> Shap
 
 def summed_outer(xp: Any, left: Array, right: Array) -> Array:
     """Sum over time and batch of ``left[t] @ right[t].T``: (T, M, B), (T, N, B) -> (M, N), as one product."""
-    if compiles(xp):  # which leaves it to XLA where the columns are laid side by side
+    if leaves_sums(xp):  # and where the columns are laid side by side
         return xp.tensordot(left, right, axes=((0, 2), (0, 2)))
     return xp.matmul(columns_of(xp, left), columns_of(xp, right).T)
 
 
 def summed(xp: Any, terms: Array) -> Array:
     """Sum over time and batch: (T, M, B) -> (M,)."""
-    if compiles(xp):
+    if leaves_sums(xp):
         return xp.sum(terms, axis=(0, 2))
     columns = columns_of(xp, terms)
     ones = xp.ones((columns.shape[1], 1), dtype=terms.dtype, device=device_of(terms))

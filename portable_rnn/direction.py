@@ -9,13 +9,14 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
-from .cells import Cell, columns_of, summed_outer
+from .cells import Cell, columns_of, dropped, summed_outer
 from .execution import (
     Collected,
     in_order,
     product,
     projects_in_loop,
     scan,
+    scan_in_one,
     side_by_side,
     stacked,
     steps_at_once,
@@ -45,23 +46,31 @@ class Span(NamedTuple):
     zoneout: Any = None
 
 
+class _Saved(NamedTuple):
+    """What the backward pass needs of the forward pass; `before` is h before each step, where it is there already."""
+
+    x: Array
+    hs: Array
+    h_initial: Array
+    span: Span
+    drop: Array | None
+    residuals: Any
+    before: Array | None
+
+
 @dataclass(frozen=True)
 class _Forward:
     """One step of a cell, with what holds the state back.
 
-    With `keep` it also returns what the backward pass needs, with `project` it takes x in place of its product.
+    With `keep` it also returns what the backward pass needs.
     """
 
     cell: Cell
     keep: bool
-    project: bool
 
     def __call__(self, xp: Any, shared: Any, carry: Any, inputs: Any) -> tuple[Any, Any]:
         w, drop = shared
         z_t, (valid, reset, zoneout) = inputs
-        if self.project:
-            z_t = w["Wx"] @ z_t
-            z_t = z_t + w["b"] if "b" in w else z_t
         start = _where_not(xp, reset, carry)
         new, residual = self.cell.step(xp, w, z_t, start, drop)
         if zoneout is not None:
@@ -69,6 +78,22 @@ class _Forward:
         if valid is not None:
             new = tuple(xp.where(valid, n, old) for n, old in zip(new, carry, strict=True))
         return new, (new[0], residual if self.keep else None)
+
+
+@dataclass(frozen=True)
+class _ForwardOfInput:
+    """`_Forward` that takes x in place of its product; with `before` it also returns h before the step."""
+
+    forward: _Forward
+    before: bool
+
+    def __call__(self, xp: Any, shared: Any, carry: Any, inputs: Any) -> tuple[Any, Any]:
+        w, _ = shared
+        x_t, span = inputs
+        z_t = w["Wx"] @ x_t
+        z_t = z_t + w["b"] if "b" in w else z_t
+        new, outputs = self.forward(xp, shared, carry, (z_t, span))
+        return new, (*outputs, carry[0] if self.before else None)
 
 
 @dataclass(frozen=True)
@@ -99,20 +124,21 @@ class _Backward:
 
 
 @dataclass(frozen=True)
-class _BackwardSums:
-    """`_Backward` that adds up the gradients of the parameters, and returns the cotangent of its input."""
+class _BackwardOfInput:
+    """`_Backward` that returns the cotangent of x, and the gradients of the parameters as sums over time."""
 
     backward: _Backward
 
-    def __call__(self, xp: Any, shared: Any, carry: Any, inputs: Any) -> tuple[Any, Any]:
-        w, _ = shared
-        dcarry, sums = carry
-        part, x_t, h_before = inputs
+    def __call__(self, xp: Any, shared: Any, dcarry: Any, inputs: Any) -> tuple[Any, Any, Any]:
+        w, drop = shared
+        part, x_t, before = inputs
+        _, residual, span = part
+        (before,) = _where_not(xp, span.reset, (before,))
+        seen = dropped(before, drop)
         dcarry, (dz, emitted, norm) = self.backward(xp, shared, dcarry, part)
         dx = w["Wx.T"] @ dz
-        dz, emitted, residual, x_t, h_before = map_leaves(lambda a: a[None, ...], (dz, emitted, part[1], x_t, h_before))
-        found = _gradients(xp, self.backward.cell, dz, x_t, h_before, residual, emitted)
-        return (dcarry, {name: so_far + found[name] for name, so_far in sums.items()}), (dx, norm)
+        dz, emitted, residual, x_t, seen = map_leaves(lambda a: a[None, ...], (dz, emitted, residual, x_t, seen))
+        return dcarry, (dx, norm), _gradients(xp, self.backward.cell, dz, x_t, seen, residual, emitted)
 
 
 def _gradients(xp: Any, cell: Cell, dz: Array, x: Array, h_before: Array, residuals: Any, emitted: Any) -> Params:
@@ -141,28 +167,47 @@ def run_direction(
     hs (T, H, B) with held states, final state, residuals (None without `keep`)
     """
     w = cell.prepare(xp, p)
-    project = projects_in_loop(xp)
+    forward = _Forward(cell, keep)
+    step = _ForwardOfInput(forward, before=keep and not projects_in_loop(xp))
+    found = scan_in_one(xp, step, state, (x, span), (w, drop), reverse=reverse, compiling=keep)
+    if found is not None:
+        final, (hs, residuals, before), _ = found
+    else:
+        hs, final, residuals = _forward_in_blocks(xp, forward, reverse, w, x, state, span, drop)
+        before = None
+    return hs, final, _Saved(x, hs, state[0], span, drop, residuals, before) if keep else None
+
+
+def _forward_in_blocks(
+    xp: Any,
+    forward: _Forward,
+    reverse: bool,
+    w: Params,
+    x: Array,
+    state: tuple[Array, ...],
+    span: Span,
+    drop: Array | None,
+) -> tuple[Array, tuple[Array, ...], Any]:
+    """`run_direction` with one input product for a block of steps, which are all but for predictions."""
     steps, _, batch = x.shape
-    size = None if keep or batch == 1 else steps_at_once(xp, w["Wx"].shape[0] * batch, 1 << 22)
+    size = None if forward.keep or batch == 1 else steps_at_once(xp, w["Wx"].shape[0] * batch, 1 << 22)
     hs = Collected(xp, steps)
-    final = state
     residuals: Any = None
-    weight, inputs = (None, x) if project else _with_bias(xp, w, in_order(xp, x))
+    weight, inputs = _with_bias(xp, w, in_order(xp, x))
     for start, stop in _blocks(steps, size, forward=not reverse):
-        z = inputs if project else _product(xp, weight, inputs[start:stop, ...])
-        final, (part, residuals) = scan(
+        z = _product(xp, weight, inputs[start:stop, ...])
+        state, (part, residuals) = scan(
             xp,
-            _Forward(cell, keep, project),
-            final,
+            forward,
+            state,
             (z, _between(span, start, stop)),
             (w, drop),
             reverse=reverse,
             recorded=True,
             donate=True,
-            compiling=keep,
         )
         hs.add(start, stacked(xp, part))
-    return hs.result(), final, (x, hs.result(), state[0], span, drop, residuals) if keep else None
+    return hs.result(), state, residuals
 
 
 def run_direction_backward(
@@ -182,34 +227,59 @@ def run_direction_backward(
     parameter gradients, dx (T, I, B), cotangent of the initial state, and with `watch` the norm of the loss's
     derivative with respect to h at each step, over features and batch, (T,)
     """
-    x, hs, h_initial, span, drop, residuals = saved
     w = _with_transposes(cell.prepare(xp, p))
-    steps, _, batch = x.shape
     backward = _Backward(cell, watch)
+    steps, _, batch = saved.x.shape
+    if sums_in_loop(xp, batch, w["Wx"].shape[0] * batch * steps):
+        before = saved.before
+        if before is None:
+            before = _h_before(xp, saved.hs, saved.h_initial, 0, steps, reverse)
+        inputs = ((dhs, saved.residuals, saved.span), saved.x, before)
+        found = scan_in_one(
+            xp,
+            _BackwardOfInput(backward),
+            dstate,
+            inputs,
+            (w, saved.drop),
+            reverse=not reverse,
+            summing=True,
+            compiling=True,
+        )
+        if found is not None:
+            dstate, (dx, norms), grads = found
+            return {name: grads[name] for name in p}, dx, dstate, norms
+    return _backward_in_blocks(xp, backward, reverse, w, list(p), saved, dhs, dstate)
+
+
+def _backward_in_blocks(
+    xp: Any,
+    backward: _Backward,
+    reverse: bool,
+    w: Params,
+    names: list[str],
+    saved: _Saved,
+    dhs: Array,
+    dstate: tuple[Array, ...],
+) -> tuple[Params, Array, tuple[Array, ...], Array | None]:
+    """`run_direction_backward` with the products for a block of steps after their loop."""
+    x, drop = saved.x, saved.drop
+    steps, _, batch = x.shape
     grads: Params = {}
     dx, norms = Collected(xp, steps), Collected(xp, steps)
     for start, stop in _blocks(steps, steps_at_once(xp, batch, 1024), forward=reverse):
-        part_residuals, part_span = _between((residuals, span), start, stop)
-        part = (in_order(xp, dhs[start:stop, ...]), part_residuals, part_span)
-        seen = partial(_h_seen, xp, hs, h_initial, start, stop, reverse, part_span.reset, drop)
-        if sums_in_loop(xp, batch, w["Wx"].shape[0] * batch * steps):
-            zeros = {name: xp.zeros_like(value) for name, value in p.items()}
-            (dstate, grads), (dinput, norm) = scan(
-                xp, _BackwardSums(backward), (dstate, zeros), (part, x, seen()), (w, drop), reverse=not reverse
-            )
-            return grads, dinput, dstate, norm
-        dstate, (dz, emitted, norm) = scan(
-            xp, backward, dstate, part, (w, drop), reverse=not reverse, recorded=True, compiling=True
-        )
+        residuals, span = _between((saved.residuals, saved.span), start, stop)
+        inputs = (in_order(xp, dhs[start:stop, ...]), residuals, span)
+        dstate, (dz, emitted, norm) = scan(xp, backward, dstate, inputs, (w, drop), reverse=not reverse, recorded=True)
         dz = side_by_side(xp, stacked(xp, dz))
         emitted = emitted if isinstance(emitted, list) else map_leaves(partial(side_by_side, xp), emitted)
+        (before,) = _where_not(xp, span.reset, (_h_before(xp, saved.hs, saved.h_initial, start, stop, reverse),))
         x_part = in_order(xp, x[start:stop, ...])
-        found = _gradients(xp, cell, dz, x_part, seen(), part_residuals, emitted)
-        grads = {name: grads[name] + found[name] if grads else found[name] for name in p}
+        found = _gradients(xp, backward.cell, dz, x_part, dropped(before, drop), residuals, emitted)
+        grads = {name: grads[name] + found[name] if grads else found[name] for name in names}
         dx.add(start, _input_cotangent(xp, w, dz))
-        if watch:
+        if backward.watch:
             norms.add(start, stacked(xp, norm))
-    return grads, dx.result(), dstate, norms.result() if watch else None
+    return grads, dx.result(), dstate, norms.result() if backward.watch else None
 
 
 def _with_transposes(w: Params) -> Params:
@@ -221,27 +291,14 @@ def _with_transposes(w: Params) -> Params:
     return {**w, **{f"{name}.T": a.T for name, a in w.items() if getattr(a, "ndim", 0) == 2}}
 
 
-def _h_seen(
-    xp: Any,
-    hs: Array,
-    h_initial: Array,
-    start: int,
-    stop: int,
-    reverse: bool,
-    reset: Array | None,
-    drop: Array | None,
-) -> Array:
-    """h as the products of the steps from `start` to `stop` saw it: one step earlier, in the direction of running."""
+def _h_before(xp: Any, hs: Array, h_initial: Array, start: int, stop: int, reverse: bool) -> Array:
+    """h before each of the steps from `start` to `stop`: one step earlier, in the direction of running."""
     steps, first = hs.shape[0], h_initial[None, ...]
     if reverse:
         h = hs[start + 1 : min(stop + 1, steps), ...]
-        h = xp.concat([h, first], axis=0) if stop == steps else h
-    else:
-        h = hs[max(start - 1, 0) : stop - 1, ...]
-        h = xp.concat([first, h], axis=0) if start == 0 else h
-    if reset is not None:
-        h = xp.where(reset, xp.zeros_like(h), h)
-    return h if drop is None else h * drop
+        return xp.concat([h, first], axis=0) if stop == steps else h
+    h = hs[max(start - 1, 0) : stop - 1, ...]
+    return xp.concat([first, h], axis=0) if start == 0 else h
 
 
 def _with_bias(xp: Any, w: Params, x: Array) -> tuple[Array, Array]:

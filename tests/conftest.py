@@ -22,8 +22,8 @@ import pytest
 from hypothesis import strategies as st
 from trees import mapped
 
-# Before the package looks for numba: compiled loops take seconds each, and have tests of their own (test_compiled.py).
-os.environ.setdefault("PORTABLE_RNN_NUMBA", "0")
+# Compiled loops have tests of their own (test_compiled.py): the others run the plans that every installation has.
+os.environ.setdefault("PORTABLE_RNN_COMPILE", "0")
 
 import portable_rnn as prnn
 

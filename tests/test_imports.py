@@ -28,7 +28,7 @@ ORDER = [
 ]
 # fmt: on
 
-ARRAY_LIBRARIES = {"jax", "torch", "cupy", "dpnp", "array_api_compat", "array_api_strict", "cupyx", "dpctl", "numba"}
+ARRAY_LIBRARIES = {"jax", "torch", "cupy", "dpnp", "array_api_compat", "array_api_strict", "cupyx", "dpctl", "llvmlite"}
 # What else a room may import, and that only inside functions: all of it is optional.
 LAZY = {
     "interop": {"torch", "keras", "flax", "jax", "onnx", "google"},

@@ -102,7 +102,7 @@ def run(peers: Sequence[Peer], gemm: Peer, args: argparse.Namespace, path: Seque
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "machine": _machine(),
         "versions": {"portable-rnn": __version__}
-        | _versions(["numpy", "numba", *(p for peer in peers for p in peer.packages)]),
+        | _versions(["numpy", "llvmlite", *(p for peer in peers for p in peer.packages)]),
         "settings": {"rounds": args.rounds, "threads": args.threads},
         "ours": ours,
         "peers": [peer.name for peer in peers],

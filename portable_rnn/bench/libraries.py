@@ -24,8 +24,8 @@ def ours_peer(library: str, device: str | None = None) -> Peer:
     """This library with arrays of `library`."""
     packages = () if library == "numpy" else (library,)
     options = {"library": library, "device": device}
-    # JAX as it is unless asked; predictions, too, in a process that has imported numba, unless that is turned off
-    environment = {"JAX_ENABLE_X64": "0", "PORTABLE_RNN_NUMBA": os.environ.get("PORTABLE_RNN_NUMBA", "1")}
+    # JAX as it is unless asked; predictions compiled, too, as in a process that trains, unless that is turned off
+    environment = {"JAX_ENABLE_X64": "0", "PORTABLE_RNN_COMPILE": os.environ.get("PORTABLE_RNN_COMPILE", "1")}
     return Peer(f"ours-{library}", f"{__name__}:ours", packages, options, environment, same_weights=True)
 
 

@@ -43,7 +43,7 @@ if given["threads"] and hasattr(os, "sched_setaffinity"):
 from portable_rnn.bench.workers import serve
 serve(given["factory"], given["options"])
 """
-_THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "BLIS_NUM_THREADS", "NUMBA_NUM_THREADS")
+_THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "BLIS_NUM_THREADS")
 
 
 def missing(peer: Peer) -> str:

@@ -4,8 +4,9 @@ The default of each is plain Python, so a library nobody registered runs too. A 
 `benchmarks/` shows what it buys.
 
 How `scan` runs a step: `tracing` records it as a graph; `planning` decides where each result is written and writes the
-loop, `dialects` says how a library's calls are written; or `kernels` cuts the graph into products and kernels, which
-`compiled` (numba) and `cuda` (CuPy) write; `loops` keeps the programs and runs them, in memory from `reuse`.
+loop, `dialects` says how a library's calls are written. Or `kernels` cuts the graph into products and kernels, which
+`cuda` (CuPy) launches one by one, and `compiled` makes one function of, products and all. `loops` and `machine_loops`
+keep the programs and run them, in memory from `reuse`.
 """
 
 from __future__ import annotations
@@ -22,7 +23,10 @@ import numpy as np
 from ..namespace import leaves
 from ..typing import Array
 from . import reuse
+from .llvm import has_llvm, is_loaded
 from .loops import planned_scan
+from .machine_loops import compiled_scan
+from .tracing import Recorder
 
 __all__ = [
     "Collected",
@@ -33,9 +37,11 @@ __all__ = [
     "in_segments",
     "jit",
     "keeps_residuals",
+    "leaves_sums",
     "product",
     "projects_in_loop",
     "scan",
+    "scan_in_one",
     "side_by_side",
     "stacked",
     "steps_at_once",
@@ -106,7 +112,6 @@ def scan(
     reverse: bool = False,
     recorded: bool = False,
     donate: bool = False,
-    compiling: bool = False,
 ) -> tuple[Any, Any]:
     """Run `step` over time: ``carry, y[t] = step(xp, shared, carry, (x[t] for x in xs))``.
 
@@ -129,9 +134,6 @@ def scan(
         on symbolic arrays, and from then on as a loop that was made of what it did.
     donate : bool
         The first of `xs` is not used afterwards, so its memory may be.
-    compiling : bool
-        The loop runs again and again, so that numba (extra ``[fast]``), where it is installed, may be imported and
-        compile it. Otherwise it does where it is imported already.
 
     Returns
     -------
@@ -142,7 +144,7 @@ def scan(
     library = _planned_library(xp)
     if recorded and library is not None and not _differentiated(library, (carry, xs, shared)):
         donate = donate and _can_be_given(xs[0])
-        found = planned_scan(xp, library, step, carry, xs, shared, reverse=reverse, donate=donate, compiling=compiling)
+        found = planned_scan(xp, library, step, carry, xs, shared, reverse=reverse, donate=donate)
         if found is not None:
             return found
     steps = len(xs[0]) if isinstance(xs[0], list) else xs[0].shape[0]
@@ -151,6 +153,61 @@ def scan(
     for t in reversed(range(steps)) if reverse else range(steps):
         carry, outputs[t] = step(xp, shared, carry, inputs(t))
     return carry, tuple(list(column) for column in zip(*outputs, strict=True))
+
+
+def scan_in_one(
+    xp: Any,
+    step: Callable[[Any, Any, Any, Any], tuple[Any, ...]],
+    carry: Any,
+    xs: tuple[Any, ...],
+    shared: Any = None,
+    *,
+    reverse: bool = False,
+    summing: bool = False,
+    compiling: bool = False,
+) -> tuple[Any, Any, Any] | None:
+    """`scan` where the library runs a loop with all its products as one compiled function, else None.
+
+    Parameters
+    ----------
+    xp, step, carry, xs, shared, reverse
+        As of `scan`; the step is `recorded` there, and may do products with any of its inputs.
+    summing : bool
+        The step also returns a nest of arrays, which is summed over the steps: `cells.summed_outer` and
+        `cells.summed` of what they get from ``array[None, ...]``.
+    compiling : bool
+        The loop runs again and again, so that llvmlite (extra ``[fast]``), where it is installed, may be imported and
+        compile it. Otherwise it does where it is imported already.
+
+    Returns
+    -------
+    carry, ys, sums (None without `summing`); or None
+    """
+    if compiles(xp):
+        return _jax_scan_in_one(lambda c, x: step(xp, shared, c, x), carry, xs, reverse, summing)
+    library = _planned_library(xp)
+    if library in (None, "cupy") or not (is_loaded() or (compiling and has_llvm())):
+        return None
+    if _differentiated(str(library), (carry, xs, shared)):
+        return None
+    return compiled_scan(xp, str(library), step, carry, xs, shared, reverse=reverse, summing=summing)
+
+
+def _jax_scan_in_one(step: Any, carry: Any, xs: Any, reverse: bool, summing: bool) -> tuple[Any, Any, Any]:
+    import jax
+
+    if not summing:
+        return (*_jax_scan(step, carry, xs, reverse), None)
+    first = jax.tree.map(lambda x: x[0, ...], xs)
+    zeros = jax.tree.map(lambda form: jax.numpy.zeros(form.shape, form.dtype), jax.eval_shape(step, carry, first)[2])
+
+    def adding(carry: Any, x: Any) -> tuple[Any, Any]:
+        carry, so_far = carry
+        carry, outputs, found = step(carry, x)
+        return (carry, jax.tree.map(jax.numpy.add, so_far, found)), outputs
+
+    (carry, sums), outputs = _jax_scan(adding, (carry, zeros), xs, reverse)
+    return carry, outputs, sums
 
 
 def _jax_scan(step: Any, carry: Any, xs: Any, reverse: bool) -> tuple[Any, Any]:
@@ -223,13 +280,18 @@ def projects_in_loop(xp: Any) -> bool:
     return compiles(xp)
 
 
+def leaves_sums(xp: Any) -> bool:
+    """Whether a sum over time and batch is best left to a compiler as it is, or to be recorded as it is."""
+    return compiles(xp) or isinstance(xp, Recorder)
+
+
 def sums_in_loop(xp: Any, batch_size: int, numbers: int) -> bool:
-    """Whether the gradients of the weights are faster added up in the time loop than as one product after it.
+    """Whether the gradients of the weights are faster added up in a loop compiled as one than as one product after it.
 
     Under XLA they are where the `numbers` of dz over all steps do not fit the cache, and a step has columns enough for
     a fast product.
     """
-    return compiles(xp) and batch_size >= 64 and numbers >= 1 << 21
+    return not compiles(xp) or (batch_size >= 64 and numbers >= 1 << 21)
 
 
 def steps_at_once(xp: Any, step_size: int, most: int) -> int | None:

@@ -1,328 +1,400 @@
-"""Stages compiled by numba (extra ``[fast]``): the whole loop where its products are small, else its kernels.
+"""Stages as one function of machine code (extra ``[fast]``), which several threads run.
 
-A product of a few thousand terms takes less time than a call of BLAS, so a loop of such products is one compiled
-function. Larger ones stay NumPy's, and each kernel between them is a function of its own.
+The columns of a batch don't look at each other: each thread takes some of them from the first step to the last, without
+waiting for the others. Where a batch has too few for that (two threads must not write to one line of the cache), each
+takes some of the rows of every stage, and they wait for each other between a product and what depends on it.
 """
 
 from __future__ import annotations
 
 import functools
 import hashlib
-import importlib.util
-import os
-import sys
-import tempfile
-from pathlib import Path
 from typing import Any
 
+from .llvm import Emitter, compiled, machine
+from .matrices import routines
+from .places import Place
 from .stages import Access, Kernel, Product, RowSum, Stages
+from .tracing import Untraceable
 
-__all__ = ["compiled_loop", "given_rows", "has_numba", "is_loaded", "is_small"]
+__all__ = ["CompiledLoop", "collected", "compiled_loop", "vector_lanes"]
 
-# Multiplications in the products of one step, up to which they are compiled with the loop.
-SMALL = 1 << 15
-
-_PRELUDE = """
-import math
-from math import inf, nan
-
-import numba
-import numpy as np
-
-F = np.{dtype}
-kernel = numba.njit(cache=True, nogil=True, error_model="numpy", fastmath={{"contract"}})
-inside = numba.njit(inline="always", error_model="numpy")
-product = numba.njit(cache=True, nogil=True, error_model="numpy", fastmath={{"contract", "reassoc", "nsz"}})
+_NUMBER_BYTES = {"float32": 4, "float64": 8}
 
 
-@product
-def multiply(left, right, out, batch):
-    rows, inner = left.shape
-    if batch == 1:
-        for i in range(rows):
-            total = F(0)
-            for j in range(inner):
-                total += left[i, j] * right[j]
-            out[i] = total
-        return
-    for i in range(rows):
-        row = out[i * batch : (i + 1) * batch]
-        row[:] = F(0)
-        for j in range(inner):
-            weight = left[i, j]
-            for b in range(batch):
-                row[b] += weight * right[j * batch + b]
+class CompiledLoop:
+    """The function of `stages`.
 
-
-@product
-def multiply_transposed(left, right, out, batch):
-    rows, inner = left.shape
-    out[: inner * batch] = F(0)
-    for i in range(rows):
-        if batch == 1:
-            weight = right[i]
-            for j in range(inner):
-                out[j] += left[i, j] * weight
-        else:
-            for j in range(inner):
-                weight = left[i, j]
-                for b in range(batch):
-                    out[j * batch + b] += weight * right[i * batch + b]
-
-
-@product
-def sum_rows(x, out, batch):
-    out[:batch] = F(0)
-    for i in range(x.size // batch):
-        for b in range(batch):
-            out[b] += x[i * batch + b]
-"""
-
-# tanh(x) / x as a quotient of polynomials in x**2 up to |x| = 9, beyond which tanh is within a rounding of 1. Unlike a
-# library's tanh it becomes vector code. Fitted by benchmarks/fit_tanh.py, which prints its largest error.
-_TANH32 = """
-
-@inside
-def tanh(x):
-    c = F(-9) if x < F(-9) else x
-    c = F(9) if c > F(9) else c
-    u = c * c
-    p = F(-1.2246230332308959e-11) * u + F(3.0642506747550595e-08)
-    p = ((p * u + F(2.8031302585288815e-05)) * u + F(0.003869507599275691)) * u + F(0.13680856134878921)
-    q = (F(1.289034496606532e-06) * u + F(0.00039407126715164354)) * u + F(0.027250155195703788)
-    y = c * (p * u + F(0.9999999987269129)) / ((q * u + F(0.47014188225698933)) * u + F(1))
-    y = F(1) if y > F(1) else y
-    return F(-1) if y < F(-1) else y
-"""
-_TANH64 = """
-
-@inside
-def tanh(x):
-    return math.tanh(x)
-"""
-
-_FORMS = {
-    "add": "{0} + {1}",
-    "subtract": "{0} - {1}",
-    "multiply": "{0} * {1}",
-    "divide": "{0} / {1}",
-    # a NaN stays one
-    "maximum": "{0} if ({0} >= {1} or {0} != {0}) else {1}",
-    "minimum": "{0} if ({0} <= {1} or {0} != {0}) else {1}",
-    "less": "{0} < {1}",
-    "less_equal": "{0} <= {1}",
-    "greater": "{0} > {1}",
-    "greater_equal": "{0} >= {1}",
-    "equal": "{0} == {1}",
-    "not_equal": "{0} != {1}",
-    "logical_and": "{0} and {1}",
-    "logical_or": "{0} or {1}",
-    "logical_not": "not {0}",
-    "negative": "-{0}",
-    "abs": "abs({0})",
-    "tanh": "tanh({0})",
-    "exp": "math.exp({0})",
-    "log1p": "math.log1p({0})",
-    "sqrt": "math.sqrt({0})",
-    "where": "{1} if {0} else {2}",
-    "float": "F(1) if {0} else F(0)",
-}
-
-
-@functools.lru_cache(maxsize=1)
-def has_numba() -> bool:
-    """Whether numba is installed and not turned off by ``PORTABLE_RNN_NUMBA=0``."""
-    if os.environ.get("PORTABLE_RNN_NUMBA") == "0":
-        return False
-    return "numba" in sys.modules or importlib.util.find_spec("numba") is not None
-
-
-def is_loaded() -> bool:
-    """Whether numba costs nothing to start with: it is imported, or was asked for by ``PORTABLE_RNN_NUMBA=1``."""
-    return has_numba() and ("numba" in sys.modules or os.environ.get("PORTABLE_RNN_NUMBA") == "1")
-
-
-def is_small(stages: Stages, shapes: dict[str, tuple[int, ...]], batch: int) -> bool:
-    """Whether the products of a step are compiled with the loop."""
-    products = [stage for stage in stages.stages if isinstance(stage, Product)]
-    return sum(shapes[p.left][0] * shapes[p.left][1] * batch for p in products) <= SMALL
-
-
-def compiled_loop(stages: Stages, dtype: str, *, whole: bool, torch_products: bool = False) -> tuple[Any, list[str]]:
-    """The loop of `stages`, and the names of its arrays in the order in which it takes them.
-
-    ``loop(steps, reverse, batch, *rows_of_each_kernel, *arrays)`` returns the final carry. Where it is compiled as a
-    whole, arrays over time are (T, rows * B) and others (rows * B,), but for the left sides of products, which are
-    matrices. With `torch_products`, products that are not compiled are torch's, on the memory of the same arrays.
+    Attributes
+    ----------
+    words : list of str
+        What ``function`` takes: an array of as many machine words, for each thread its own. See `compiled_loop`.
+    lanes : int
+        Numbers in a vector.
     """
-    given = given_rows(stages, whole)
-    names = _arrays(stages, given)
-    source = _PRELUDE.format(dtype=dtype) + (_TANH32 if dtype == "float32" else _TANH64)
-    if torch_products and not whole:
-        source += "\n\nfrom torch import from_numpy, mm\n"
-    kernels = [stage for stage in stages.stages if isinstance(stage, Kernel)]
-    if not whole:
-        for k, kernel in enumerate(kernels):
-            kernel_rows = f"rows{k}"
-            arrays = _renamed(kernel.arrays(), given)
-            lines = [f"{name} = {name}.reshape(-1)" for name in arrays]
-            body = "\n    ".join([*lines, *_kernel_lines(kernel, kernel_rows, given)])
-            source += f"\n\n@kernel\ndef kernel{k}({', '.join([*arrays, kernel_rows, 'batch'])}):\n    {body}\n"
-    over_time = [name for name in names if name[0] in "XY"]
-    steps = [f"{name.lower()} = {name}[t]" for name in over_time]
-    inside: list[str] = []
-    for stage in stages.stages:
-        inside += _stage_lines(stage, whole, given, kernels, torch_products)
-    ends = [_end(stages, end, given, whole) for end in stages.ends]
-    alternating = [k for k, end in enumerate(ends) if end == f"n{k}"]
-    moves = [(f"c{k}", end) for k, end in enumerate(ends) if end != f"c{k}"]
-    moves += [(f"n{k}", f"m{k}") for k in alternating] + [(f"m{k}", f"n{k}") for k in alternating]
-    if moves:
-        inside.append(f"{', '.join(a for a, _ in moves)} = {', '.join(b for _, b in moves)}")
-    inner = "\n        ".join(["t = steps - 1 - k if reverse else k", *steps, *inside])
-    sizes = [f"rows{k}" for k in range(len(kernels))]
-    source += (
-        f"\n\n{'@kernel' if whole else ''}\ndef loop(steps, reverse, batch, {', '.join([*sizes, *names])}):\n"
-        f"    for k in range(steps):\n        {inner}\n"
-        f"    return ({', '.join(f'c{k}' for k in range(len(ends)))},)\n"
-    )
-    return _loaded(source), names
+
+    def __init__(self, function: Any, words: list[str], lanes: int) -> None:
+        self.function, self.words, self.lanes = function, words, lanes
 
 
-def given_rows(stages: Stages, whole: bool) -> dict[str, int]:
-    """The stacks that stand in the first input, and at which row.
+def compiled_loop(
+    stages: Stages,
+    shapes: dict[str, tuple[int, ...]],
+    booleans: set[str],
+    dtype: str,
+    *,
+    lanes: int,
+    single: bool,
+    by_rows: bool,
+) -> CompiledLoop:
+    """Compile the loop of `stages`.
 
-    A loop that is compiled as a whole takes an array over time as a matrix, which a part of its rows is not.
+    The words are, by name:
+
+    - "steps", "reverse", "batch"; "width", the number of the thread's columns; "capacity", of those that are taken
+      together for the sums over time; with `by_rows` also "part" and "parts", which rows the thread takes, and
+      "counter", the address of a word that is 0;
+    - for an input over time: "x0", its address; "x0_step", the distance of two steps; "x0_row", that of two rows; and
+      "x0_buffer": 0, or where a step is transposed to, in which case "x0_row" is the distance of two columns;
+    - for a stack "y0", and for what is the same at each step "s0" and "h0", the address; "s0_panels" and
+      "s0_T_panels" for the left side of a product;
+    - for each carry "c0", and two buffers "n0" and "m0";
+    - for workspace "w0"; for the terms "left0" and "right0", where columns are collected, and "sum0".
+
+    All but "w0", the buffers and what is collected are addresses of the thread's first column. Distances are numbers.
+
+    Parameters
+    ----------
+    stages : Stages
+    shapes : dict of str to tuple of int
+        Of what is the same at each step.
+    booleans : set of str
+        Which inputs, stacks and workspaces are.
+    dtype : "float32" or "float64"
+    lanes : int
+        Numbers in a vector: see `vector_lanes`.
+    single : bool
+        A batch of one column.
+    by_rows : bool
+        Threads share the rows of each stage, not the columns.
+
+    Raises
+    ------
+    Untraceable
+        A product of something else than numbers; or `by_rows`, a sum over rows.
     """
-    height = max((stack.shape[0] for stack in stages.stacks), default=0)
-    full = [k for k, stack in enumerate(stages.stacks) if stack.given == 0 and stack.shape[0] == height]
-    return {
-        f"y{k}": stack.given
-        for k, stack in enumerate(stages.stacks)
-        if stack.given is not None and (not whole or (k in full and stages.first_rows == height))
-    }
+    return _LoopWriter(stages, shapes, booleans, dtype, lanes, single, by_rows).write()
 
 
-def _arrays(stages: Stages, given: dict[str, int]) -> list[str]:
-    names: list[str] = []
-    for stage in stages.stages:
+def vector_lanes(dtype: str, batch: int) -> int:
+    """Numbers in a vector for a batch of this size."""
+    widest = machine().vector_bytes // _NUMBER_BYTES[dtype]
+    return max(widest // 2, 2) if 1 < batch <= widest // 2 else widest
+
+
+@functools.lru_cache(maxsize=256)
+def _function(source: str) -> Any:
+    """The loop of a module, whose name stands for its text."""
+    name = f"loop_{hashlib.sha256(source.encode()).hexdigest()[:24]}"
+    return compiled(source.replace("loop_of_stages", name))[name]
+
+
+class _LoopWriter:
+    def __init__(
+        self,
+        stages: Stages,
+        shapes: dict[str, tuple[int, ...]],
+        booleans: set[str],
+        dtype: str,
+        lanes: int,
+        single: bool,
+        by_rows: bool,
+    ) -> None:
+        from llvmlite import ir
+
+        self.stages, self.shapes, self.booleans = stages, shapes, booleans
+        self.single, self.by_rows = single, by_rows
+        if by_rows and any(isinstance(stage, RowSum) for stage in stages.stages):
+            raise Untraceable("a sum over rows that several threads have")
+        self.routines = routines(dtype, lanes)
+        self.words = self._words()
+        self.e = Emitter(ir.Module(), "loop_of_stages", ["words"], dtype, lanes)
+        self.word: dict[str, Any] = {}
+        self.memory: dict[str, tuple[Any, Any]] = {}  # at this step: address, row length
+
+    def _words(self) -> list[str]:
+        names: dict[str, None] = dict.fromkeys(["steps", "reverse", "batch", "width", "capacity"])
+        if self.by_rows:
+            names |= dict.fromkeys(["part", "parts", "counter"])
+        arrays: dict[str, None] = {}
+        for stage in self.stages.stages:
+            if isinstance(stage, Kernel):
+                arrays |= dict.fromkeys(stage.arrays())
+            elif isinstance(stage, Product):
+                arrays |= {stage.right.base: None, stage.out.base: None}
+                names[_panels(stage)] = None
+            else:
+                arrays |= {stage.x.base: None, stage.out.base: None}
+        for term in self.stages.terms:
+            arrays |= dict.fromkeys(place.base for place in (term.left, term.right) if place is not None)
+        for k, end in enumerate(self.stages.ends):
+            arrays |= {f"c{k}": None, end: None} | ({f"m{k}": None} if end == f"n{k}" else {})
+        for array in arrays:
+            names[array] = None
+            if array[0] == "x":
+                names |= dict.fromkeys([f"{array}_step", f"{array}_row", f"{array}_buffer"])
+        for kind in ("left", "right"):
+            names |= dict.fromkeys(f"{kind}{k}" for k in range(len(collected(self.stages, kind))))
+        names |= dict.fromkeys(f"sum{k}" for k in range(len(self.stages.terms)))
+        return list(names)
+
+    def write(self) -> CompiledLoop:
+        e = self.e
+        words = e.arguments["words"]
+        self.word = {name: e.load_word(e.address(words, k, 8)) for k, name in enumerate(self.words)}
+        carried = {name: self.word[name] for name in self.words if name[0] in "cnm" and name[1:].isdigit()}
+        with e.loop(0, self.word["steps"], 1, filled=e.word(0), counted=e.word(0), **carried) as (k, at):
+            self.counted = at.counted
+            backwards = e.minus(e.minus(self.word["steps"], 1), k)
+            t = e.builder.select(e.builder.icmp_signed("!=", self.word["reverse"], e.word(0)), backwards, k)
+            self._find_memory(t, {name: getattr(at, name) for name in carried})
+            earlier: Any = None
+            for stage in self.stages.stages:
+                if earlier is not None and type(stage) is not type(earlier):
+                    self._wait()
+                self._write_stage(stage)
+                earlier = stage
+            if self.stages.terms:
+                if isinstance(earlier, Kernel):
+                    self._wait()
+                at.filled = self._collect(k, at.filled)
+            self._wait()
+            at.counted = self.counted
+            before = {name: getattr(at, name) for name in carried}
+            for number, end in enumerate(self.stages.ends):
+                if end != f"c{number}":
+                    setattr(at, f"c{number}", self.memory[end][0])
+                if end == f"n{number}":
+                    setattr(at, f"n{number}", before[f"m{number}"])
+                    setattr(at, f"m{number}", before[f"n{number}"])
+        e.finish()
+        return CompiledLoop(_function(str(e.module)), self.words, e.lanes)
+
+    def _wait(self) -> None:
+        """What other threads write of a stage is there afterwards."""
+        if self.by_rows:
+            self.counted = self.e.plus(self.counted, self.word["parts"])
+            self.e.wait_for_others(self.word["counter"], self.counted)
+
+    def _own(self, rows: int) -> tuple[Any, Any]:
+        """(start, stop) of the rows that this thread takes of so many."""
+        if not self.by_rows:
+            return 0, rows
+        e, part, parts = self.e, self.word["part"], self.word["parts"]
+
+        def bound(k: Any) -> Any:
+            return e.rounded_down(e.builder.sdiv(e.times(k, rows), parts), self.routines.tile_rows)
+
+        last = e.builder.icmp_signed("==", e.plus(part, 1), parts)
+        return bound(part), e.builder.select(last, e.word(rows), bound(e.plus(part, 1)))
+
+    # ------------------------------------------------------------------ memory
+
+    def _find_memory(self, t: Any, carried: dict[str, Any]) -> None:
+        """Address and row length of everything at step t."""
+        e, word = self.e, self.word
+        batch = 1 if self.single else word["batch"]
+        width = 1 if self.single else word["width"]
+        for name in self.words:
+            if not name[1:].isdigit() or name[0] not in "xycnmwsh":
+                continue
+            if name[0] == "x":
+                self.memory[name] = self._input_at(name, t)
+            elif name[0] == "y":
+                step = e.times(batch, self.stages.stacks[int(name[1:])].shape[0])
+                self.memory[name] = (self._address(name, word[name], e.times(t, step)), batch)
+            elif name[0] == "w":
+                self.memory[name] = (word[name], width)
+            elif name[0] in "sh":
+                self.memory[name] = (word[name], 1 if self.shapes[name][1] == 1 else batch)
+            else:
+                self.memory[name] = (carried[name], batch)
+
+    def _input_at(self, name: str, t: Any) -> tuple[Any, Any]:
+        """An input of this step, transposed into a buffer where its columns are not side by side."""
+        e, word = self.e, self.word
+        here = self._address(name, word[name], e.times(t, word[f"{name}_step"]))
+        if name in self.booleans:
+            return here, word[f"{name}_row"]
+        apart = e.builder.icmp_signed("!=", word[f"{name}_buffer"], e.word(0))
+        with e.when(apart):
+            rows = e.word(self.shapes[name][0])
+            self._call(
+                "transpose", here, word[f"{name}_row"], word[f"{name}_buffer"], word["width"], word["width"], rows
+            )
+        address = e.builder.select(apart, word[f"{name}_buffer"], here)
+        return address, 1 if self.single else e.builder.select(apart, word["width"], word[f"{name}_row"])
+
+    def _address(self, name: str, base: Any, index: Any) -> Any:
+        return self.e.address(base, index, 1 if name in self.booleans else None)
+
+    def _rows(self, place: Place) -> tuple[Any, Any]:
+        base, row = self.memory[place.base]
+        return self._address(place.base, base, self.e.times(row, place.start)), row
+
+    def _call(self, kind: str, *words: Any) -> None:
+        self.e.call(self.routines.names[kind], *words)
+
+    # ------------------------------------------------------------------ stages
+
+    def _write_stage(self, stage: Kernel | Product | RowSum) -> None:
         if isinstance(stage, Kernel):
-            names += _renamed(stage.arrays(), given)
+            self._write_kernel(stage)
         elif isinstance(stage, Product):
-            names += [stage.left, stage.right.base, stage.out.base]
+            self._write_product(stage)
         else:
-            names += [stage.x.base, stage.out.base]
-    for k, end in enumerate(stages.ends):
-        names += [f"c{k}", end] + ([f"m{k}"] if end == f"n{k}" else [])
-    names = _renamed(names, given)
-    return [name.upper() if name[0] in "xy" else name for name in names]
+            self._write_row_sum(stage)
 
+    def _write_product(self, stage: Product) -> None:
+        (right, right_row), (out, out_row) = self._rows(stage.right), self._rows(stage.out)
+        if stage.right.base in self.booleans:
+            raise Untraceable("a product of booleans")
+        e, inner = self.e, stage.right.rows
+        start, stop = self._own(stage.out.rows)
+        panels = e.address(self.word[_panels(stage)], e.times(start, inner))  # a panel is as large as its rows
+        out, rows = e.address(out, e.times(start, out_row)), e.minus(stop, start)
+        if self.single:
+            self._call("column_product", panels, right, out, rows, inner)
+            return
+        size = self.routines.tile_rows * inner
+        self._call("product", panels, size, right, right_row, out, out_row, rows, inner, self.word["width"], 0)
 
-def _renamed(names: list[str], given: dict[str, int]) -> list[str]:
-    return list(dict.fromkeys("x0" if name in given else name for name in names))
+    def _write_row_sum(self, stage: RowSum) -> None:
+        e = self.e
+        (x, x_row), (out, _) = self._rows(stage.x), self._rows(stage.out)
+        if self.single:
+            full = stage.x.rows // e.lanes * e.lanes
+            with e.loop(0, full, e.lanes, total=e.constant(0)) as (r, at):
+                at.total = e.builder.fadd(at.total, e.load(e.address(x, r)))
+            total = at.total
+            if full < stage.x.rows:
+                total = e.builder.fadd(total, e.load(e.address(x, full), e.mask(stage.x.rows - full)))
+            e.store_number(e.total(total), out)
+            return
 
+        def columns(start: Any, mask: Any) -> None:
+            with e.loop(0, stage.x.rows, 1, total=e.constant(0)) as (r, at):
+                element = e.address(x, e.plus(e.times(r, x_row), start))
+                at.total = e.builder.fadd(at.total, e.load(element, mask))
+            e.store(at.total, e.address(out, start), mask)
 
-def _end(stages: Stages, end: str, given: dict[str, int], whole: bool) -> str:
-    """What a carry is after the step."""
-    if end not in given:
-        return end
-    start = given[end]
-    return "x0" if whole else f"x0[{start}:{start + stages.stacks[int(end[1:])].shape[0]}]"
+        self._over_columns(0, self.word["width"], columns)
 
+    def _over_columns(self, first: Any, last: Any, write: Any) -> None:
+        """``write(start, mask)`` for all vectors of a row: the last with a mask, where it is not full."""
+        e = self.e
+        full = e.plus(first, e.rounded_down(e.minus(last, first), e.lanes))
+        with e.loop(first, full, e.lanes) as (start, _):
+            write(start, None)
+        with e.when(e.less(full, last)):
+            write(full, e.mask(e.minus(last, full)))
 
-def _stage_lines(
-    stage: Any, whole: bool, given: dict[str, int], kernels: list[Kernel], torch_products: bool
-) -> list[str]:
-    if isinstance(stage, Kernel):
-        number = next(k for k, kernel in enumerate(kernels) if kernel is stage)
-        if whole:
-            return _kernel_lines(stage, f"rows{number}", given)
-        return [f"kernel{number}({', '.join([*_renamed(stage.arrays(), given), f'rows{number}', 'batch'])})"]
-    if isinstance(stage, Product):
-        right, out = _rows(stage.right, whole), _rows(stage.out, whole)
-        if whole:
-            return [f"multiply{'_transposed' if stage.transposed else ''}({stage.left}, {right}, {out}, batch)"]
-        left = f"{stage.left}{'.T' if stage.transposed else ''}"
-        if torch_products:
-            return [f"mm({left}, from_numpy({right}), out=from_numpy({out}))"]
-        return [f"{left}.dot({right}, {out})"]
-    assert isinstance(stage, RowSum)
-    x, out = _rows(stage.x, whole), _rows(stage.out, whole)
-    return [f"sum_rows({x}, {out}, batch)" if whole else f"np.add.reduce({x}, 0, None, {out}, True)"]
+    def _write_kernel(self, kernel: Kernel) -> None:
+        e = self.e
+        first, last = self._own(kernel.rows)
+        if self.single:  # a column is a row
+            self._over_columns(first, last, lambda start, mask: self._write_elements(kernel, 0, start, mask))
+            return
+        with e.loop(first, last) as (r, _):
+            self._over_columns(0, self.word["width"], lambda start, mask: self._write_elements(kernel, r, start, mask))
 
+    def _write_elements(self, kernel: Kernel, row: Any, column: Any, mask: Any) -> None:
+        e = self.e
+        known: dict[str, Any] = {}
 
-def _rows(place: Any, whole: bool) -> str:
-    if place.start == 0 and place.rows == place.total:
-        return str(place.base)
-    if whole:
-        return f"{place.base}[{place.start} * batch : {place.start + place.rows} * batch]"
-    return f"{place.base}[{place.start}:{place.start + place.rows}]"
+        def value(operand: Any) -> Any:
+            if isinstance(operand, str):
+                return known[operand]
+            return e.constant(operand)
 
-
-def _kernel_lines(kernel: Kernel, rows: str, given: dict[str, int]) -> list[str]:
-    lines = [f"size = {rows} * batch"]
-    if any(access.spread for access in kernel.loads):  # two loops: a division for each element is no vector code
-        lines += [f"for r in range({rows}):"]
-        indent = " " * 8
         for access, name in kernel.loads.items():
-            if access.spread == "column":
-                lines.append(f"    {name} = {access.array}[{access.block} * {rows} + r]")
-        lines += ["    start = r * batch", "    for b in range(batch):", "        e = start + b"]
-    else:
-        lines.append("for e in range(size):")
-        indent = " " * 4
-    for access, name in kernel.loads.items():
+            known[name] = self._load(access, kernel.rows, row, column, mask)
+        for name, op, operands in kernel.statements:
+            known[name] = e.apply(op, *map(value, operands))
+        for access, stored in kernel.stores:
+            address = self._element(access, kernel.rows, row, column)
+            found = value(stored)
+            if access.array in self.booleans:
+                found = e.builder.zext(found, e.vector(e.byte))
+            e.store(found, address, mask)
+
+    def _element(self, access: Access, rows: int, row: Any, column: Any) -> Any:
+        e = self.e
+        base, length = self.memory[access.array]
+        if access.spread == "row":
+            return self._address(access.array, base, 0 if self.single else column)
+        block = e.times(access.block * rows, length)
+        index = e.plus(block, e.times(row, length))
         if access.spread != "column":
-            lines.append(f"{indent}{name} = {_element(access, kernel, given)}")
-    for name, op, operands in kernel.statements:
-        written = [operand if isinstance(operand, str) else f"F({operand!r})" for operand in operands]
-        lines.append(f"{indent}{name} = {_FORMS[op].format(*written)}")
-    for access, stored in kernel.stores:
-        number = stored if isinstance(stored, str) else f"F({stored!r})"
-        lines.append(f"{indent}{_element(access, kernel, given)} = {number}")
-    return lines
+            index = e.plus(index, column)
+        return self._address(access.array, base, index)
+
+    def _load(self, access: Access, rows: int, row: Any, column: Any, mask: Any) -> Any:
+        e = self.e
+        address = self._element(access, rows, row, column)
+        boolean = access.array in self.booleans
+        one = access.spread == "column" or (access.spread == "row" and self.single)
+        if boolean:
+            if one:
+                byte = e.builder.load(e._at(address), typ=e.byte)
+                return e.spread(e.builder.icmp_unsigned("!=", byte, e.byte(0)))
+            found = e.load(address, mask, e.byte)
+            return e.builder.icmp_unsigned("!=", found, e.ir.Constant(found.type, None))
+        return e.spread(e.load_number(address)) if one else e.load(address, mask)
+
+    # ------------------------------------------------------------------ sums over time
+
+    def _collect(self, k: Any, filled: Any) -> Any:
+        """Put this step's columns beside those of earlier ones; when they are full, add their product to the sums."""
+        e, word = self.e, self.word
+        width = word["width"]
+        height = self.routines.tile_rows
+        panel = e.times(word["capacity"], height)
+        lefts, rights = collected(self.stages, "left"), collected(self.stages, "right")
+        for number, place in enumerate(lefts):
+            source, row = self._rows(place)
+            start, stop = self._own(place.rows)
+            to = e.plus(e.times(start, word["capacity"]), e.times(filled, height))
+            source, to = e.address(source, e.times(start, row)), e.address(word[f"left{number}"], to)
+            self._call("panels", source, row, 1, to, panel, e.minus(stop, start), width)
+        for number, place in enumerate(rights):
+            source, row = self._rows(place)
+            to = e.address(word[f"right{number}"], e.times(filled, place.rows))
+            self._call("transpose", source, row, to, place.rows, place.rows, width)
+        now = e.plus(filled, width)
+        full = e.less(word["capacity"], e.plus(now, width))
+        last = e.builder.icmp_signed("==", e.plus(k, 1), word["steps"])
+        flush = e.builder.or_(full, last)
+        with e.when(flush):
+            for number, term in enumerate(self.stages.terms):
+                start, stop = self._own(term.left.rows)
+                columns = term.right.rows if term.right is not None else 1
+                left = e.address(word[f"left{lefts.index(term.left)}"], e.times(start, word["capacity"]))
+                out = e.address(word[f"sum{number}"], e.times(start, columns))
+                rows = e.minus(stop, start)
+                if term.right is None:
+                    self._call("add_totals", left, panel, out, rows, now)
+                    continue
+                right = word[f"right{rights.index(term.right)}"]
+                self._call("product", left, panel, right, columns, out, columns, rows, now, columns, 1)
+        return e.builder.select(flush, e.word(0), now)
 
 
-def _element(access: Access, kernel: Kernel, given: dict[str, int]) -> str:
-    if access.spread == "row":
-        return f"{access.array}[b]"
-    array, block = access.array, access.block
-    if array in given:
-        array, block = "x0", block + given[array] // kernel.rows
-    return f"{array}[{block} * size + e]" if block else f"{array}[e]"
+def collected(stages: Stages, kind: str) -> list[Place]:
+    """What is collected of each step, for the left or the right sides of the terms."""
+    places = [term.left if kind == "left" else term.right for term in stages.terms]
+    return list(dict.fromkeys(place for place in places if place is not None))
 
 
-# ---------------------------------------------------------------------- compiled code is kept on disk
-
-
-def _loaded(source: str) -> Any:
-    """The loop of a source, from a file, so that numba finds what it compiled in an earlier process."""
-    digest = hashlib.sha256(source.encode()).hexdigest()[:16]
-    path = _cache_folder() / f"loop_{digest}.py"
-    try:
-        if not path.exists():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False, encoding="utf-8") as file:
-                file.write(source)
-            os.replace(file.name, path)
-        elif path.read_text(encoding="utf-8") != source:
-            raise OSError("another file of this name")
-        name = f"portable_rnn_{path.stem}"
-        spec = importlib.util.spec_from_file_location(name, path)
-        assert spec is not None
-        assert spec.loader is not None
-        module = sys.modules[name] = importlib.util.module_from_spec(spec)  # numba imports it by this name
-        spec.loader.exec_module(module)
-        return module.loop
-    except (OSError, RuntimeError):  # nowhere to write (RuntimeError: for numba): compiled anew in every process
-        scope: dict[str, Any] = {}
-        exec(compile(source.replace("cache=True", "cache=False"), "<compiled loop>", "exec"), scope)
-        return scope["loop"]
-
-
-def _cache_folder() -> Path:
-    given = os.environ.get("PORTABLE_RNN_CACHE_DIR")
-    if given:
-        return Path(given)
-    base = os.environ.get("LOCALAPPDATA") or os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "portable_rnn"
+def _panels(stage: Product) -> str:
+    return f"{stage.left}{'_T' if stage.transposed else ''}_panels"

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable
 from typing import Any
 
 from .tracing import POINTWISE, Value
 
-__all__ = ["NumpyDialect", "TorchDialect"]
+__all__ = ["NumpyDialect", "TorchDialect", "dialect"]
 
 
 class _Dialect:
@@ -84,3 +85,9 @@ class TorchDialect(_Dialect):
         """The steps of a stack."""
         steps = array.unbind(0)
         return steps[::-1] if reverse else steps  # type: ignore[no-any-return]
+
+
+@functools.lru_cache(maxsize=2)
+def dialect(library: str) -> NumpyDialect | TorchDialect:
+    """Of "numpy" or "torch"."""
+    return NumpyDialect() if library == "numpy" else TorchDialect()

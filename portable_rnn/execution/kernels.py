@@ -2,8 +2,8 @@
 
 Everything that has to be in memory (outputs, the carry, operands of products) is a block of rows. A kernel runs over
 the elements of one row block: a row block of a pointwise result needs the same row block of its operands, so slices and
-concatenations disappear into which block is loaded and stored. What remains is a list of scalar operations, which numba
-compiles to one loop and CuPy to one kernel.
+concatenations disappear into which block is loaded and stored. What remains is a list of scalar operations: one loop of
+machine code, or one kernel on CuPy.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import math
 from typing import Any
 
 from .places import Place, Stack, root_of
-from .stages import Access, Kernel, Product, RowSum, Stages, rows_read, writes
+from .stages import Access, Kernel, Product, RowSum, Stages, Term, rows_read, writes
 from .tracing import POINTWISE, Graph, Untraceable, Value
 
 __all__ = ["make_stages"]
@@ -47,6 +47,7 @@ class _Cutter:
         self.places: dict[int, Place] = {}
         self.kept: dict[int, Value] = {}  # what has to be in memory
         self.needed = graph.needed()
+        self.terms = graph.terms()
         self.batch = graph.inputs["carry"][0].shape[-1]  # kernels, products and sums run over as many columns
         for value in self.needed:
             operands = [o for o in value.operands if isinstance(o, Value)]
@@ -65,8 +66,9 @@ class _Cutter:
                 for operand in value.operands:
                     if isinstance(operand, Value):
                         self._keep(operand)
-        for value in self.extra:
-            self._keep(value)
+        for operand in (*self.extra, *(operand for term in self.terms for operand in term.operands)):
+            if isinstance(operand, Value):
+                self._keep(operand)
         kernels: dict[int, list[Kernel]] = {}
         for level in range(max(self.level.values()) + 1):
             kernels[level] = self._kernels_of(level)
@@ -92,6 +94,7 @@ class _Cutter:
             ends,
             [self.graph.values[number] for number in hoisted],
             self.graph.inputs["xs"][0].shape[0],
+            [self._term(value) for value in self.terms],
         )
         if self.donate:
             self._give_away(found)
@@ -184,6 +187,10 @@ class _Cutter:
         if not isinstance(matrix, Value) or matrix.number not in self.constant:
             raise Untraceable("a product whose left side changes from step to step")
         return Product(self._constant_name(matrix), transposed, self._place_of(right), self.places[value.number])
+
+    def _term(self, value: Value) -> Term:
+        left, *right = [self._place_of(operand) for operand in value.operands]
+        return Term(left, right[0] if right else None)
 
     def _constant_name(self, value: Value) -> str:
         if value.op == "shared":

@@ -8,7 +8,7 @@ from typing import Any
 from .places import Place, Stack
 from .tracing import Value
 
-__all__ = ["Access", "Kernel", "Product", "RowSum", "Stages", "rows_read", "writes"]
+__all__ = ["Access", "Kernel", "Product", "RowSum", "Stages", "Term", "rows_read", "writes"]
 
 
 @dataclass(frozen=True)
@@ -72,6 +72,14 @@ class RowSum:
 
 
 @dataclass
+class Term:
+    """What a step adds to a sum over time: ``left @ right.T``, or ``sum(left, axis=1)`` where `right` is None."""
+
+    left: Place
+    right: Place | None
+
+
+@dataclass
 class Stages:
     """A step as stages, and where everything is.
 
@@ -86,6 +94,8 @@ class Stages:
         What is made once before the loop, in the order of "h0", "h1", ...
     first_rows : int
         Rows of the first input.
+    terms : list of Term
+        Each is summed over the steps.
     """
 
     stages: list[Any]
@@ -95,6 +105,7 @@ class Stages:
     ends: list[str]
     hoisted: list[Value]
     first_rows: int
+    terms: list[Term] = field(default_factory=list)
 
 
 def rows_read(stage: Any, array: str) -> list[tuple[int, int]]:

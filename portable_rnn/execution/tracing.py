@@ -15,6 +15,7 @@ __all__ = [
     "BOOLEAN",
     "POINTWISE",
     "Graph",
+    "Recorder",
     "Untraceable",
     "Value",
     "flattened",
@@ -50,7 +51,8 @@ class Value:
     ----------
     op : str
         One of `POINTWISE`; "matmul"; "sum" (over axis 0, which stays); "concat" (over axis 0); "rows" (a row block);
-        "transpose"; or what it comes from: "carry", "xs", "shared".
+        "transpose"; "outer" and "total", which add up over all steps (see `Stacked`); or what it comes from: "carry",
+        "xs", "shared".
     operands : tuple of Value and numbers
     shape : tuple of int
     boolean : bool
@@ -93,8 +95,10 @@ class Value:
 
     __hash__ = object.__hash__
 
-    def __getitem__(self, index: Any) -> Value:
+    def __getitem__(self, index: Any) -> Any:
         first, *rest = index if isinstance(index, tuple) else (index,)
+        if first is None and rest == [Ellipsis]:
+            return Stacked(self)
         if len(rest) > self.ndim - (Ellipsis not in rest):
             raise Untraceable("too many indices")
         if first is Ellipsis or any(part is not Ellipsis and part != slice(None) for part in rest):
@@ -120,16 +124,42 @@ class Value:
         return _pointwise("abs", self)
 
 
-def _operator(op: str, *, swapped: bool = False) -> Callable[[Any, Any], Value]:
-    def apply(self: Any, other: Any) -> Value:
+class Stacked:
+    """A value of this step as one of all steps, (T, M, B), of which sums over time and batch are taken."""
+
+    __array_ufunc__ = None
+
+    def __init__(self, value: Value) -> None:
+        if value.ndim != 2:
+            raise Untraceable("a stack of what is no matrix")
+        self.value = value
+
+    @property
+    def shape(self) -> Shape:
+        return (1, *self.value.shape)
+
+    def __getitem__(self, index: Any) -> Stacked:
+        if not isinstance(index, tuple) or len(index) != 3 or index[0] != slice(None):
+            raise Untraceable(f"index {index!r} of a stack")
+        return Stacked(self.value[index[1:]])
+
+
+def _operator(op: str, *, swapped: bool = False) -> Callable[[Any, Any], Any]:
+    def apply(self: Any, other: Any) -> Any:
+        if isinstance(self, Stacked) or isinstance(other, Stacked):
+            pair = [part.value if isinstance(part, Stacked) else part for part in (self, other)]
+            if pair[0] is self or any(isinstance(part, Value) for part in pair if part is other):
+                raise Untraceable("a step's value with one of all steps")
+            return Stacked(_pointwise(op, *(pair[::-1] if swapped else pair)))
         return _pointwise(op, other, self) if swapped else _pointwise(op, self, other)
 
     return apply
 
 
 for _name, _op in (("add", "add"), ("sub", "subtract"), ("mul", "multiply"), ("truediv", "divide")):
-    setattr(Value, f"__{_name}__", _operator(_op))
-    setattr(Value, f"__r{_name}__", _operator(_op, swapped=True))
+    for _kind in (Value, Stacked):
+        setattr(_kind, f"__{_name}__", _operator(_op))
+        setattr(_kind, f"__r{_name}__", _operator(_op, swapped=True))
 for _name, _op in (("lt", "less"), ("le", "less_equal"), ("gt", "greater"), ("ge", "greater_equal")):
     setattr(Value, f"__{_name}__", _operator(_op))
 
@@ -141,8 +171,8 @@ def _in_place(self: Value, other: Any) -> Value:
 for _name in ("add", "sub", "mul", "truediv", "matmul", "pow"):
     setattr(Value, f"__i{_name}__", _in_place)
 # not in the class, which then would have no hash
-Value.__eq__ = _operator("equal")  # type: ignore[method-assign,assignment]
-Value.__ne__ = _operator("not_equal")  # type: ignore[method-assign,assignment]
+Value.__eq__ = _operator("equal")  # type: ignore[method-assign]
+Value.__ne__ = _operator("not_equal")  # type: ignore[method-assign]
 
 
 def _pointwise(op: str, *operands: Any) -> Value:
@@ -193,7 +223,7 @@ def _matmul(left: Any, right: Any) -> Value:
     return Value(left.graph, "matmul", (left, right), (left.shape[0], right.shape[1]), False, ())
 
 
-class Namespace:
+class Recorder:
     """The functions of the array API standard that a step may use, on symbolic arrays."""
 
     __name__ = "recorded"  # as a module has one
@@ -242,8 +272,20 @@ class Namespace:
         return parts[0] if len(parts) == 1 else Value(parts[0].graph, "concat", parts, shape, parts[0].boolean, ())
 
     @staticmethod
-    def sum(x: Value, axis: int | None = None, keepdims: bool = False) -> Value:
-        if axis != 0 or not keepdims or x.boolean:
+    def tensordot(left: Any, right: Any, axes: Any) -> Value:
+        if axes != ((0, 2), (0, 2)) or not (isinstance(left, Stacked) and isinstance(right, Stacked)):
+            raise Untraceable("a product of stacks over other than time and batch")
+        operands = (left.value, right.value)
+        if operands[0].shape[1] != operands[1].shape[1] or any(operand.boolean for operand in operands):
+            raise Untraceable("stacks that are not as wide as each other, or boolean")
+        shape = (operands[0].shape[0], operands[1].shape[0])
+        return Value(operands[0].graph, "outer", operands, shape, False, ())
+
+    @staticmethod
+    def sum(x: Any, axis: Any = None, keepdims: bool = False) -> Value:
+        if isinstance(x, Stacked) and axis == (0, 2) and not keepdims and not x.value.boolean:
+            return Value(x.value.graph, "total", (x.value,), x.value.shape[:1], False, ())
+        if not isinstance(x, Value) or axis != 0 or not keepdims or x.boolean:
             raise Untraceable("a sum over other than the rows")
         return Value(x.graph, "sum", (x,), (1, *x.shape[1:]), False, ())
 
@@ -265,8 +307,10 @@ class Graph:
     ----------
     values : list of Value
         In the order of recording; first the inputs.
-    carry, outputs : list of Value
-        The leaves of the new carry and of the step's outputs.
+    carry, outputs, sums : list of Value
+        The leaves of the new carry, of the step's outputs, and of what is summed over the steps.
+    output_structure, sum_structure
+        Their nests, as from `flattened`.
     inputs : dict of str to list of Value
         The leaves of "carry", "xs" and "shared".
     """
@@ -275,13 +319,17 @@ class Graph:
         self.values: list[Value] = []
         self.carry: list[Value] = []
         self.outputs: list[Value] = []
+        self.sums: list[Value] = []
         self.output_structure: Any = None
+        self.sum_structure: Any = None
         self.inputs: dict[str, list[Value]] = {}
 
     def needed(self) -> list[Value]:
-        """What the outputs and the carry depend on, in order."""
+        """What the outputs, the carry and the terms of the sums depend on, in order."""
         wanted: set[int] = set()
         stack = [*self.carry, *self.outputs]
+        for term in self.terms():
+            stack += [operand for operand in term.operands if isinstance(operand, Value)]
         while stack:
             value = stack.pop()
             if value.number not in wanted:
@@ -289,9 +337,31 @@ class Graph:
                 stack += [operand for operand in value.operands if isinstance(operand, Value)]
         return [value for value in self.values if value.number in wanted]
 
+    def terms(self) -> list[Value]:
+        """The "outer" and "total" values that the sums are put together from, each once.
 
-def trace(step: Any, specs: dict[str, list[tuple[Shape, bool]]], structures: dict[str, Any]) -> Graph:
-    """Run ``step(xp, shared, carry, inputs)`` on symbolic arrays.
+        Raises
+        ------
+        Untraceable
+            A sum is other than such values, one above the other: the sum of a function is not that of the sum.
+        """
+        found: dict[int, Value] = {}
+        stack = self.sums[::-1]
+        while stack:
+            value = stack.pop()
+            if value.op == "concat":
+                stack += [operand for operand in value.operands[::-1] if isinstance(operand, Value)]
+            elif value.op in ("outer", "total"):
+                found[value.number] = value
+            else:
+                raise Untraceable(f"the sum over time of {value.op}")
+        return list(found.values())
+
+
+def trace(
+    step: Any, specs: dict[str, list[tuple[Shape, bool]]], structures: dict[str, Any], *, summing: bool = False
+) -> Graph:
+    """Run ``step(xp, shared, carry, inputs)`` on symbolic arrays; with `summing` it returns sums as well.
 
     Parameters
     ----------
@@ -311,19 +381,21 @@ def trace(step: Any, specs: dict[str, list[tuple[Shape, bool]]], structures: dic
         graph.inputs[kind] = [Value(graph, kind, (), s, b, (k,)) for k, (s, b) in enumerate(leaves)]
         trees[kind] = rebuilt(structures[kind], iter(graph.inputs[kind]))
     try:
-        carry, outputs = step(Namespace(), trees["shared"], trees["carry"], trees["xs"])
+        found = step(Recorder(), trees["shared"], trees["carry"], trees["xs"])
     except Untraceable:
         raise
     except Exception as error:  # whatever it is, the step says it better when it runs as it is
         raise Untraceable(str(error)) from error
+    carry, outputs, *sums = found
     structure = flattened(carry, graph.carry)
     graph.output_structure = flattened(outputs, graph.outputs)
+    graph.sum_structure = flattened(sums[0] if summing else None, graph.sums)
     if not all(isinstance(value, Value) for value in graph.carry):
         raise Untraceable("a carry that is no array")
     forms = [(value.shape, value.boolean) for value in graph.carry]
     if structure != structures["carry"] or forms != [(v.shape, v.boolean) for v in graph.inputs["carry"]]:
         raise Untraceable("a carry that changes its form")
-    if not all(isinstance(value, Value) for value in graph.outputs):
+    if not all(isinstance(value, Value) for value in (*graph.outputs, *graph.sums)):
         raise Untraceable("an output that is no array")
     return graph
 

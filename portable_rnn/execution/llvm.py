@@ -1,0 +1,445 @@
+"""Machine code at run time through llvmlite (extra ``[fast]``): vector code is written as such, not hoped for.
+
+`Emitter` writes LLVM's intermediate representation; `compiled` makes it functions of this processor.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import importlib.util
+import math
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
+
+__all__ = ["Emitter", "Machine", "compiled", "has_llvm", "is_loaded", "machine"]
+
+
+@functools.lru_cache(maxsize=1)
+def has_llvm() -> bool:
+    """Whether llvmlite is installed and not turned off by ``PORTABLE_RNN_COMPILE=0``."""
+    if os.environ.get("PORTABLE_RNN_COMPILE") == "0":
+        return False
+    return "llvmlite" in sys.modules or importlib.util.find_spec("llvmlite") is not None
+
+
+def is_loaded() -> bool:
+    """Whether it costs nothing to start with: it is imported, or was asked for by ``PORTABLE_RNN_COMPILE=1``."""
+    return has_llvm() and ("llvmlite" in sys.modules or os.environ.get("PORTABLE_RNN_COMPILE") == "1")
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What of the processor decides how code is written.
+
+    Attributes
+    ----------
+    vector_bytes : int
+        Of the widest vector.
+    tile_rows : int
+        Rows of a tile of a matrix product, as many as the registers hold with three vectors each.
+    """
+
+    vector_bytes: int
+    tile_rows: int
+
+
+@functools.lru_cache(maxsize=1)
+def machine() -> Machine:
+    """This processor."""
+    import llvmlite.binding as llvm
+
+    features = llvm.get_host_cpu_features()
+    if features.get("avx512f"):
+        return Machine(64, 8)
+    if features.get("avx"):
+        return Machine(32, 4)
+    return Machine(16, 4 if features.get("sse2") else 8)
+
+
+@functools.lru_cache(maxsize=1)
+def _target() -> Any:
+    import llvmlite.binding as llvm
+
+    llvm.initialize_native_target()
+    llvm.initialize_native_asmprinter()
+    target = llvm.Target.from_default_triple()
+    return target.create_target_machine(
+        cpu=llvm.get_host_cpu_name(), features=llvm.get_host_cpu_features().flatten(), opt=2, jit=True
+    )
+
+
+_TURNS = 1 << 12  # of waiting, after which another thread may have the processor
+
+_engines: list[Any] = []  # the code lives as long as they do
+
+
+def compiled(source: str) -> dict[str, Any]:
+    """The functions of a module, by name: callables of as many machine words as they take, which release the GIL."""
+    import llvmlite.binding as llvm
+
+    target = _target()
+    module = llvm.parse_assembly(source)
+    options = llvm.create_pipeline_tuning_options(speed_level=2)
+    options.loop_vectorization = options.slp_vectorization = options.loop_unrolling = False  # it is written as vectors
+    builder = llvm.create_pass_builder(target, options)
+    builder.getModulePassManager().run(module, builder)
+    engine = llvm.create_mcjit_compiler(module, target)
+    engine.finalize_object()
+    _engines.append(engine)
+    found = {}
+    for function in module.functions:
+        if not function.is_declaration:
+            words = [ctypes.c_int64] * len(list(function.arguments))
+            address = engine.get_function_address(function.name)
+            llvm.add_symbol(function.name, address)  # other modules may call it
+            found[function.name] = ctypes.CFUNCTYPE(None, *words)(address)
+    return found
+
+
+class Emitter:
+    """Writes one function, whose arguments are machine words: numbers, and addresses of arrays of `dtype`.
+
+    Parameters
+    ----------
+    module : llvmlite.ir.Module
+    name : str
+    arguments : sequence of str
+    dtype : "float32" or "float64"
+    lanes : int
+        Numbers in a vector.
+    """
+
+    def __init__(self, module: Any, name: str, arguments: list[str], dtype: str, lanes: int) -> None:
+        from llvmlite import ir
+
+        self.ir, self.module, self.dtype, self.lanes = ir, module, dtype, lanes
+        self.word, self.bit, self.byte = ir.IntType(64), ir.IntType(1), ir.IntType(8)
+        self.number = ir.FloatType() if dtype == "float32" else ir.DoubleType()
+        self.number_bytes = 4 if dtype == "float32" else 8
+        self.pointer = ir.PointerType()
+        self.function = ir.Function(module, ir.FunctionType(ir.VoidType(), [self.word] * len(arguments)), name)
+        self.arguments = dict(zip(arguments, self.function.args, strict=True))
+        self.builder = ir.IRBuilder(self.function.append_basic_block())
+
+    # ------------------------------------------------------------------ whole numbers
+
+    def integer(self, value: Any) -> Any:
+        return self.word(value) if isinstance(value, int) else value
+
+    def plus(self, a: Any, b: Any) -> Any:
+        if isinstance(a, int) and isinstance(b, int):
+            return a + b
+        if isinstance(b, int) and b == 0:
+            return a
+        return self.builder.add(self.integer(a), self.integer(b))
+
+    def minus(self, a: Any, b: Any) -> Any:
+        return self.builder.sub(self.integer(a), self.integer(b))
+
+    def times(self, a: Any, b: Any) -> Any:
+        if isinstance(a, int) and isinstance(b, int):
+            return a * b
+        if 1 in (a, b):
+            return b if a == 1 else a
+        if 0 in (a, b):
+            return 0
+        return self.builder.mul(self.integer(a), self.integer(b))
+
+    def rounded_down(self, a: Any, to: int) -> Any:
+        """The largest multiple of `to`, a power of 2, up to `a`."""
+        return self.builder.and_(self.integer(a), self.word(-to))
+
+    def less(self, a: Any, b: Any) -> Any:
+        return self.builder.icmp_signed("<", self.integer(a), self.integer(b))
+
+    def smaller(self, a: Any, b: Any) -> Any:
+        return self.builder.select(self.less(a, b), self.integer(a), self.integer(b))
+
+    # ------------------------------------------------------------------ control
+
+    @contextmanager
+    def loop(self, start: Any, stop: Any, step: Any = 1, **carried: Any) -> Iterator[tuple[Any, Any]]:
+        """``for k in range(start, stop, step)``: gives k, and `carried`, values that the body may set anew.
+
+        After the loop, `carried` holds the last ones.
+        """
+        b = self.builder
+        before = b.block
+        head, body, after = (b.append_basic_block() for _ in range(3))
+        b.branch(head)
+        b.position_at_end(head)
+        k = b.phi(self.word)
+        k.add_incoming(self.integer(start), before)
+        phis = {}
+        for name, value in carried.items():
+            phis[name] = b.phi(value.type)
+            phis[name].add_incoming(value, before)
+        b.cbranch(self.less(k, stop), body, after)
+        b.position_at_end(body)
+        values = SimpleNamespace(**phis)
+        yield k, values
+        k.add_incoming(self.plus(k, step), b.block)
+        for name, phi in phis.items():
+            phi.add_incoming(getattr(values, name), b.block)
+        b.branch(head)
+        b.position_at_end(after)
+        vars(values).update(phis)
+
+    @contextmanager
+    def when(self, condition: Any) -> Iterator[None]:
+        with self.builder.if_then(condition):
+            yield
+
+    def wait_for_others(self, counter: Any, target: Any) -> None:
+        """Count this thread at an address, and go on when as many as `target` were counted."""
+        b = self.builder
+        place = self._at(counter)
+        b.atomic_rmw("add", place, self.word(1), "acq_rel")
+        head, again, after = (b.append_basic_block() for _ in range(3))
+        before = b.block
+        b.branch(head)
+        b.position_at_end(head)
+        turns = b.phi(self.word)
+        turns.add_incoming(self.word(0), before)
+        count = b.load_atomic(place, "acquire", 8, typ=self.word)
+        b.cbranch(self.less(count, target), again, after)
+        b.position_at_end(again)
+        if hasattr(os, "sched_yield"):  # others may need this processor
+            long = b.icmp_signed("==", b.and_(turns, self.word(_TURNS - 1)), self.word(_TURNS - 1))
+            with b.if_then(long, likely=False):
+                yield_ = self._declared("sched_yield", self.ir.IntType(32), [])
+                b.call(yield_, [])
+        turns.add_incoming(b.add(turns, self.word(1)), b.block)
+        b.branch(head)
+        b.position_at_end(after)
+
+    def finish(self) -> None:
+        self.builder.ret_void()
+
+    def call(self, name: str, *words: Any) -> None:
+        """A function of another module."""
+        function = self._declared(name, self.ir.VoidType(), [self.word] * len(words))
+        self.builder.call(function, [self.integer(word) for word in words])
+
+    # ------------------------------------------------------------------ memory
+
+    def address(self, base: Any, index: Any, size: int | None = None) -> Any:
+        """Of element `index` of an array at `base`."""
+        return self.plus(base, self.times(index, size or self.number_bytes))
+
+    def _at(self, address: Any) -> Any:
+        return self.builder.inttoptr(self.integer(address), self.pointer)
+
+    def vector(self, kind: Any, lanes: int | None = None) -> Any:
+        return self.ir.VectorType(kind, lanes or self.lanes)
+
+    def load_word(self, address: Any) -> Any:
+        return self.builder.load(self._at(address), typ=self.word)
+
+    def load_number(self, address: Any) -> Any:
+        return self.builder.load(self._at(address), typ=self.number, align=self.number_bytes)
+
+    def store_number(self, value: Any, address: Any) -> None:
+        self.builder.store(value, self._at(address), align=self.number_bytes)
+
+    def load(self, address: Any, mask: Any = None, kind: Any = None, lanes: int | None = None) -> Any:
+        """A vector of numbers (or of `kind`), zero where the mask is not set."""
+        kind = kind or self.number
+        size = self.number_bytes if kind is self.number else 1
+        form = self.vector(kind, lanes)
+        if mask is None:
+            return self.builder.load(self._at(address), typ=form, align=size)
+        word = self.ir.IntType(32)
+        name = f"llvm.masked.load.v{form.count}{_short(kind)}.p0"
+        function = self._declared(name, form, [self.pointer, word, mask.type, form])
+        return self.builder.call(function, [self._at(address), word(size), mask, form(None)])
+
+    def store(self, value: Any, address: Any, mask: Any = None) -> None:
+        form = value.type
+        size = self.number_bytes if form.element == self.number else 1
+        if mask is None:
+            self.builder.store(value, self._at(address), align=size)
+            return
+        word = self.ir.IntType(32)
+        name = f"llvm.masked.store.v{form.count}{_short(form.element)}.p0"
+        function = self._declared(name, self.ir.VoidType(), [form, self.pointer, word, mask.type])
+        self.builder.call(function, [value, self._at(address), word(size), mask])
+
+    def mask(self, count: Any) -> Any:
+        """The first `count` lanes."""
+        numbers = self.ir.Constant(self.vector(self.word), list(range(self.lanes)))
+        return self.builder.icmp_signed("<", numbers, self.spread(self.integer(count)))
+
+    def spread(self, value: Any) -> Any:
+        """A number in every lane."""
+        form = self.vector(value.type)
+        undefined = self.ir.Constant(form, self.ir.Undefined)
+        one = self.builder.insert_element(undefined, value, self.ir.IntType(32)(0))
+        return self.builder.shuffle_vector(one, undefined, self.ir.Constant(self.vector(self.ir.IntType(32)), None))
+
+    def constant(self, value: float) -> Any:
+        """A number in every lane."""
+        return self.ir.Constant(self.vector(self.number), [float(value)] * self.lanes)
+
+    def truth(self, value: bool) -> Any:
+        return self.ir.Constant(self.vector(self.bit), [int(value)] * self.lanes)
+
+    # ------------------------------------------------------------------ vectors of numbers
+
+    def _declared(self, name: str, result: Any, arguments: list[Any]) -> Any:
+        found = self.module.globals.get(name)
+        return found or self.ir.Function(self.module, self.ir.FunctionType(result, arguments), name)
+
+    def _intrinsic(self, name: str, *values: Any) -> Any:
+        form = values[0].type
+        full = f"llvm.{name}.v{form.count}{_short(form.element)}"
+        return self.builder.call(self._declared(full, form, [v.type for v in values]), values)
+
+    def multiply_add(self, a: Any, b: Any, c: Any) -> Any:
+        """``a * b + c``, rounded once where the processor can."""
+        return self._intrinsic("fmuladd", a, b, c)
+
+    def total(self, value: Any) -> Any:
+        """The sum of the lanes."""
+        form = value.type
+        name = f"llvm.vector.reduce.fadd.v{form.count}{_short(form.element)}"
+        function = self._declared(name, self.number, [self.number, form])
+        return self.builder.call(function, [self.number(0.0), value], fastmath=("reassoc",))
+
+    def horner(self, x: Any, coefficients: list[float]) -> Any:
+        """The polynomial with these coefficients, the highest power first."""
+        value = self.constant(coefficients[0])
+        for coefficient in coefficients[1:]:
+            value = self.multiply_add(value, x, self.constant(coefficient))
+        return value
+
+    def tanh(self, x: Any) -> Any:
+        return _tanh32(self, x) if self.dtype == "float32" else _tanh64(self, x)
+
+    def by_lane(self, name: str, x: Any) -> Any:
+        """A function of the C library for each lane."""
+        kind = self.ir.FunctionType(self.number, [self.number])
+        name = name + "f" * (self.dtype == "float32")
+        function = self.module.globals.get(name) or self.ir.Function(self.module, kind, name)
+        found = self.ir.Constant(x.type, self.ir.Undefined)
+        for lane in range(self.lanes):
+            index = self.ir.IntType(32)(lane)
+            one = self.builder.call(function, [self.builder.extract_element(x, index)])
+            found = self.builder.insert_element(found, one, index)
+        return found
+
+    def apply(self, op: str, *values: Any) -> Any:
+        """An operation of `tracing.POINTWISE`."""
+        return _OPERATIONS[op](self, *values)
+
+
+def _short(kind: Any) -> str:
+    return {"float": "f32", "double": "f64"}.get(str(kind), str(kind))
+
+
+def _arithmetic(name: str) -> Callable[..., Any]:
+    return lambda e, a, b: getattr(e.builder, name)(a, b, flags=("contract",))
+
+
+def _comparison(sign: str) -> Callable[..., Any]:
+    compare = "fcmp_unordered" if sign == "!=" else "fcmp_ordered"
+
+    def apply(e: Emitter, a: Any, b: Any) -> Any:
+        if a.type.element == e.bit:
+            return e.builder.icmp_unsigned(sign, a, b)
+        return getattr(e.builder, compare)(sign, a, b)
+
+    return apply
+
+
+def _extreme(sign: str) -> Callable[..., Any]:
+    def apply(e: Emitter, a: Any, b: Any) -> Any:
+        b_, c = e.builder, e.builder.fcmp_ordered(sign, a, b)
+        return b_.select(b_.or_(c, b_.fcmp_unordered("uno", a, a)), a, b)  # a NaN stays one
+
+    return apply
+
+
+_OPERATIONS: dict[str, Callable[..., Any]] = {
+    "add": _arithmetic("fadd"),
+    "subtract": _arithmetic("fsub"),
+    "multiply": _arithmetic("fmul"),
+    "divide": _arithmetic("fdiv"),
+    "maximum": _extreme(">="),
+    "minimum": _extreme("<="),
+    "less": _comparison("<"),
+    "less_equal": _comparison("<="),
+    "greater": _comparison(">"),
+    "greater_equal": _comparison(">="),
+    "equal": _comparison("=="),
+    "not_equal": _comparison("!="),
+    "logical_and": lambda e, a, b: e.builder.and_(a, b),
+    "logical_or": lambda e, a, b: e.builder.or_(a, b),
+    "logical_not": lambda e, a: e.builder.not_(a),
+    "negative": lambda e, a: e.builder.fneg(a),
+    "abs": lambda e, a: e._intrinsic("fabs", a),
+    "sqrt": lambda e, a: e._intrinsic("sqrt", a),
+    "tanh": lambda e, a: e.tanh(a),
+    "exp": lambda e, a: e.by_lane("exp", a),
+    "log1p": lambda e, a: e.by_lane("log1p", a),
+    "where": lambda e, condition, a, b: e.builder.select(condition, a, b),
+    "float": lambda e, a: e.builder.select(a, e.constant(1), e.constant(0)),
+}
+
+
+def _within(e: Emitter, x: Any, most: float) -> Any:
+    """`x` within [-most, most]; a NaN stays one."""
+    for sign, bound in (("<", -most), (">", most)):
+        limit = e.constant(bound)
+        x = e.builder.select(e.builder.fcmp_ordered(sign, x, limit), limit, x)
+    return x
+
+
+def _tanh32(e: Emitter, x: Any) -> Any:
+    """tanh(x) / x as a quotient of polynomials in x**2 up to |x| = 9, beyond which tanh is within a rounding of 1.
+
+    Fitted by benchmarks/fit_tanh.py, which prints its largest error.
+    """
+    c = _within(e, x, 9.0)
+    u = e.builder.fmul(c, c)
+    p = e.horner(
+        u,
+        [
+            -1.2246230332308959e-11,
+            3.0642506747550595e-08,
+            2.8031302585288815e-05,
+            0.003869507599275691,
+            0.13680856134878921,
+            0.9999999987269129,
+        ],
+    )
+    q = e.horner(u, [1.289034496606532e-06, 0.00039407126715164354, 0.027250155195703788, 0.47014188225698933, 1.0])
+    return _within(e, e.builder.fdiv(e.builder.fmul(c, p), q), 1.0)
+
+
+def _tanh64(e: Emitter, x: Any) -> Any:
+    """tanh(x) = m / (m + 2), where m = exp(2 * x) - 1 = 2**k * (exp(r) - 1) + (2**k - 1).
+
+    r = 2 * x - k * log(2) is at most log(2) / 2, where 14 terms of exp(r) - 1 are exact to a rounding.
+    """
+    b = e.builder
+    t = b.fmul(_within(e, x, 20.0), e.constant(2.0))
+    k = e._intrinsic("rint", b.fmul(t, e.constant(1 / math.log(2))))
+    high = 0.693147180369123816490  # log(2) in two parts, the first with zeros at its end (as in fdlibm)
+    r = e.multiply_add(k, e.constant(-high), t)
+    r = e.multiply_add(k, e.constant(-1.90821492927058770002e-10), r)
+    terms = [1 / math.factorial(n) for n in range(14, 1, -1)]
+    p = e.multiply_add(b.fmul(r, r), e.horner(r, terms), r)  # exp(r) - 1
+    words = e.vector(e.word)
+    whole = b.fptosi(k, words)
+    bits = b.shl(b.add(whole, e.ir.Constant(words, [1023] * e.lanes)), e.ir.Constant(words, [52] * e.lanes))
+    power = b.bitcast(bits, x.type)
+    m = e.multiply_add(power, p, b.fsub(power, e.constant(1.0)))
+    found = b.fdiv(m, b.fadd(m, e.constant(2.0)))
+    return b.select(b.fcmp_unordered("uno", x, x), x, found)

@@ -1,0 +1,246 @@
+"""Matrix products and transposes as compiled loops call them: of few columns, with weights laid out once.
+
+A library's product lays its left side out anew in every call, which for the few columns of a time step takes a good
+part of its time. Here a left matrix stands as *panels* of a few rows, column after column (R, K), and a tile of the
+result, R rows by up to three vectors, stays in registers while the product runs over K.
+
+Source: Goto and van de Geijn (2008), Anatomy of high-performance matrix multiplication, ACM TOMS 34(3).
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+from .llvm import Emitter, compiled, machine
+
+__all__ = ["Routines", "routines"]
+
+_IN_CACHE = 1 << 16  # numbers of a left matrix which are taken for one tile's columns after the other
+
+
+class Routines:
+    """The functions for one dtype and width of vectors; a compiled loop calls them by name.
+
+    Attributes
+    ----------
+    tile_rows : int
+        R, the rows of a panel. Panel p of a matrix (M, K) holds its rows from R * p, as (K, R).
+    names : dict of str to str
+        Of "product", "column_product", "transpose", "panels", "add_totals".
+    """
+
+    def __init__(self, dtype: str, lanes: int) -> None:
+        from llvmlite import ir
+
+        self.dtype, self.lanes, self.tile_rows = dtype, lanes, machine().tile_rows
+        kinds = {
+            "product": _write_product,
+            "column_product": _write_column_product,
+            "transpose": _write_transpose,
+            "panels": _write_panels,
+            "add_totals": _write_add_totals,
+        }
+        self.names = {kind: f"{kind}_{dtype}_{lanes}" for kind in kinds}
+        module = ir.Module()
+        for kind, write in kinds.items():
+            write(module, self.names[kind], dtype, lanes, self.tile_rows)
+        self.functions = compiled(str(module))
+
+    def panels(self, rows: int) -> int:
+        """How many a matrix of so many rows has."""
+        return -(-rows // self.tile_rows)
+
+
+@functools.lru_cache(maxsize=8)
+def routines(dtype: str, lanes: int) -> Routines:
+    """Compiled at first use."""
+    return Routines(dtype, lanes)
+
+
+def _write_product(module: Any, name: str, dtype: str, lanes: int, height: int) -> None:
+    """``out = left @ right``, or ``out += left @ right``.
+
+    Arguments: left, the panels; panel_size, their distance; right (inner, columns) with its row length; out (rows,
+    columns) with its row length; rows, inner, columns; and whether to add.
+    """
+    words = ["left", "panel_size", "right", "right_row", "out", "out_row", "rows", "inner", "columns", "adding"]
+    e = Emitter(module, name, words, dtype, lanes)
+    a = e.arguments
+    at_once = e.plus(e.builder.sdiv(e.word(_IN_CACHE // height), e.plus(a["inner"], 1)), 1)
+    block = e.times(at_once, height)
+    with e.loop(0, a["rows"], block) as (first, _):
+        last = e.smaller(e.plus(first, block), a["rows"])
+
+        def rows_of_tiles(column: Any, vectors: int, mask: Any) -> None:
+            with e.loop(first, last, height) as (row, _):
+                panel = e.address(a["left"], e.times(e.builder.sdiv(row, e.word(height)), a["panel_size"]))
+                right = e.address(a["right"], column)
+                out = e.address(a["out"], e.plus(e.times(row, a["out_row"]), column))
+                _tile(e, panel, right, out, e.minus(a["rows"], row), vectors, mask, height)
+
+        start = e.word(0)
+        for vectors in (3, 2, 1):
+            width = vectors * lanes
+            # four vectors are two and two, not three and one
+            spare = e.minus(a["columns"], start)
+            four = e.builder.icmp_signed("==", e.rounded_down(spare, lanes), e.word(4 * lanes))
+            fits = e.builder.select(four, e.word(0), spare) if vectors == 3 else spare
+            stop = e.plus(start, e.minus(fits, e.builder.srem(fits, e.word(width))))
+            with e.loop(start, stop, width) as (column, _):
+                rows_of_tiles(column, vectors, None)
+            start = stop
+        with e.when(e.less(start, a["columns"])):
+            rows_of_tiles(start, 1, e.mask(e.minus(a["columns"], start)))
+    e.finish()
+
+
+def _tile(e: Emitter, panel: Any, right: Any, out: Any, rows: Any, vectors: int, mask: Any, height: int) -> None:
+    """A tile of the result: `height` rows, or `rows` if less, of so many vectors."""
+    a, b = e.arguments, e.builder
+    step = e.times(a["right_row"], e.number_bytes)
+    zero = e.constant(0)
+    sums = {f"s{i}_{j}": zero for i in range(height) for j in range(vectors)}
+    size = e.number_bytes
+    with e.loop(0, a["inner"], 1, left=panel, right=right, **sums) as (_, at):
+        columns = [e.load(e.address(at.right, j * e.lanes), mask) for j in range(vectors)]
+        for i in range(height):
+            weight = e.spread(e.load_number(e.address(at.left, i)))
+            for j, column in enumerate(columns):
+                name = f"s{i}_{j}"
+                setattr(at, name, e.multiply_add(weight, column, getattr(at, name)))
+        at.left, at.right = e.plus(at.left, height * size), e.plus(at.right, step)
+
+    def put(i: int) -> None:
+        for j in range(vectors):
+            place = e.address(out, e.plus(e.times(a["out_row"], i), j * e.lanes))
+            value = getattr(at, f"s{i}_{j}")
+            with b.if_else(b.icmp_signed("!=", a["adding"], e.word(0))) as (then, otherwise):
+                with then:
+                    e.store(b.fadd(value, e.load(place, mask)), place, mask)
+                with otherwise:
+                    e.store(value, place, mask)
+
+    for i in range(height):
+        with e.when(e.less(i, rows)):
+            put(i)
+
+
+def _write_column_product(module: Any, name: str, dtype: str, lanes: int, height: int) -> None:
+    """``out = left @ right`` for one column. Arguments: left, the panels; right (inner,); out (rows,); rows, inner."""
+    e = Emitter(module, name, ["left", "right", "out", "rows", "inner"], dtype, lanes)
+    a, at_once = e.arguments, 4  # sums that don't wait for each other
+    with e.loop(0, a["rows"], height) as (row, _):
+        panel = e.address(a["left"], e.times(row, a["inner"]))
+        zero = e.ir.Constant(e.vector(e.number, height), [0.0] * height)
+        most = e.rounded_down(a["inner"], at_once)
+
+        def add(at: Any, k: Any, count: int) -> None:
+            for j in range(count):
+                right = e.load_number(e.address(a["right"], e.plus(k, j)))
+                form = e.vector(e.number, height)
+                undefined = e.ir.Constant(form, e.ir.Undefined)
+                one = e.builder.insert_element(undefined, right, e.ir.IntType(32)(0))
+                lanes_of_one = e.ir.Constant(e.vector(e.ir.IntType(32), height), None)
+                spread = e.builder.shuffle_vector(one, undefined, lanes_of_one)
+                left = e.load(e.address(panel, e.times(e.plus(k, j), height)), lanes=height)
+                setattr(at, f"s{j}", e.multiply_add(left, spread, getattr(at, f"s{j}")))
+
+        with e.loop(0, most, at_once, **{f"s{j}": zero for j in range(at_once)}) as (k, at):
+            add(at, k, at_once)
+        with e.loop(most, a["inner"], 1, s0=at.s0) as (k, rest):
+            add(rest, k, 1)
+        b = e.builder
+        total = b.fadd(b.fadd(rest.s0, at.s1), b.fadd(at.s2, at.s3))
+        for i in range(height):
+            with e.when(e.less(e.plus(row, i), a["rows"])):
+                place = e.address(a["out"], e.plus(row, i))
+                e.store_number(b.extract_element(total, e.ir.IntType(32)(i)), place)
+    e.finish()
+
+
+def _write_transpose(module: Any, name: str, dtype: str, lanes: int, height: int) -> None:
+    """``out[c, r] = x[r, c]``. Arguments: x (rows, columns) with its row length; out with its own; rows, columns.
+
+    By squares of `height` rows, whose transpose is three (or two) times a perfect shuffle of their rows.
+    """
+    e = Emitter(module, name, ["x", "x_row", "out", "out_row", "rows", "columns"], dtype, lanes)
+    a, b = e.arguments, e.builder
+    index = e.ir.IntType(32)
+
+    def x_at(row: Any, column: Any) -> Any:
+        return e.address(a["x"], e.plus(e.times(row, a["x_row"]), column))
+
+    def out_at(column: Any, row: Any) -> Any:
+        return e.address(a["out"], e.plus(e.times(column, a["out_row"]), row))
+
+    def one_by_one(first: Any, last: Any, row: Any, row_end: Any) -> None:
+        with e.loop(first, last) as (column, _), e.loop(row, row_end) as (r, _):
+            e.store_number(e.load_number(x_at(r, column)), out_at(column, r))
+
+    halves = [
+        e.ir.Constant(
+            e.vector(index, height), [k for pair in range(height // 2) for k in (s + pair, s + pair + height)]
+        )
+        for s in (0, height // 2)
+    ]
+    rows, columns = e.rounded_down(a["rows"], height), e.rounded_down(a["columns"], height)
+    with e.loop(0, rows, height) as (row, _):
+        with e.loop(0, columns, height) as (column, _):
+            square = [e.load(x_at(e.plus(row, i), column), lanes=height) for i in range(height)]
+            for _ in range(height.bit_length() - 1):
+                pairs = zip(square[: height // 2], square[height // 2 :], strict=True)
+                square = [b.shuffle_vector(p, q, half) for p, q in pairs for half in halves]
+            for i, line in enumerate(square):
+                e.store(line, out_at(e.plus(column, i), row))
+        one_by_one(columns, a["columns"], row, e.plus(row, height))
+    one_by_one(0, a["columns"], rows, a["rows"])
+    e.finish()
+
+
+def _write_panels(module: Any, name: str, dtype: str, lanes: int, height: int) -> None:
+    """A matrix as panels.
+
+    Arguments: x, the distance of its rows and of its columns, of which one is 1; out; panel_size; rows, columns.
+    """
+    words = ["x", "x_row", "x_column", "out", "panel_size", "rows", "columns"]
+    e = Emitter(module, name, words, dtype, lanes)
+    a, b = e.arguments, e.builder
+    with e.loop(0, a["rows"], height) as (row, _):
+        source = e.address(a["x"], e.times(row, a["x_row"]))
+        panel = e.address(a["out"], e.times(b.sdiv(row, e.word(height)), a["panel_size"]))
+        some = e.smaller(height, e.minus(a["rows"], row))
+        across = b.icmp_signed("==", a["x_column"], e.word(1))
+        with b.if_else(across) as (then, otherwise):
+            with then:
+                e.call(f"transpose_{dtype}_{lanes}", source, a["x_row"], panel, height, some, a["columns"])
+            with otherwise:
+                full = b.icmp_signed("==", some, e.word(height))
+                with e.loop(0, a["columns"]) as (column, _):
+                    line, to = (
+                        e.address(start, e.times(column, length))
+                        for start, length in ((source, a["x_column"]), (panel, height))
+                    )
+                    with b.if_else(full) as (all_of_it, part):
+                        with all_of_it:
+                            e.store(e.load(line, lanes=height), to)
+                        with part, e.loop(0, some) as (k, _):
+                            e.store_number(e.load_number(e.address(line, k)), e.address(to, k))
+    e.finish()
+
+
+def _write_add_totals(module: Any, name: str, dtype: str, lanes: int, height: int) -> None:
+    """``out += sum(left, axis=1)``. Arguments: left, the panels; panel_size; out (rows,); rows, inner."""
+    e = Emitter(module, name, ["left", "panel_size", "out", "rows", "inner"], dtype, lanes)
+    a, b = e.arguments, e.builder
+    with e.loop(0, a["rows"], height) as (row, _):
+        panel = e.address(a["left"], e.times(b.sdiv(row, e.word(height)), a["panel_size"]))
+        zero = e.ir.Constant(e.vector(e.number, height), [0.0] * height)
+        with e.loop(0, a["inner"], 1, total=zero) as (k, at):
+            at.total = b.fadd(at.total, e.load(e.address(panel, e.times(k, height)), lanes=height))
+        for i in range(height):
+            with e.when(e.less(e.plus(row, i), a["rows"])):
+                place = e.address(a["out"], e.plus(row, i))
+                so_far = e.load_number(place)
+                e.store_number(b.fadd(so_far, b.extract_element(at.total, e.ir.IntType(32)(i))), place)
+    e.finish()
