@@ -88,9 +88,7 @@ def stack_forward(
             y = xp.where(valid, y, xp.zeros_like(y))
         if between is not None and depth < layer.num_layers - 1:
             y = y * between[depth]
-    final_state = tuple(
-        xp.permute_dims(xp.stack([final[part] for final in finals]), (0, 2, 1)) for part in range(len(initial))
-    )
+    final_state = _states(xp, finals)
     return (
         xp.permute_dims(y, (2, 0, 1)),
         final_state if len(final_state) > 1 else final_state[0],
@@ -134,7 +132,7 @@ def stack_backward(
             grads |= {name + suffix: g for name, g in found.items()}
             dinputs.append(dinput)
         dhs = dinputs[0] if len(dinputs) == 1 else dinputs[0] + dinputs[1]
-    dstates = tuple(xp.permute_dims(xp.stack([d[part] for d in dinitials]), (0, 2, 1)) for part in range(len(dfinal)))
+    dstates = _states(xp, dinitials)
     return (
         {name: grads[name] for name in params},
         xp.permute_dims(dhs, (2, 0, 1)),
@@ -176,6 +174,14 @@ def state_sizes(layer: Any) -> tuple[int, ...]:
     """Rows of each array of the state."""
     sizes: tuple[int, ...] = layer.cell.state_sizes(layer.hidden_size)
     return sizes
+
+
+def _states(xp: Any, states: list[tuple[Array, ...]]) -> tuple[Array, ...]:
+    """The states of all layers and directions, each of their arrays as a public one (L, B, H)."""
+    if len(states) == 1:
+        return tuple([xp.permute_dims(part, (1, 0))[None, ...] for part in states[0]])
+    parts = zip(*states, strict=True)
+    return tuple([xp.permute_dims(xp.stack(part), (0, 2, 1)) for part in parts])
 
 
 def _columns(xp: Any, layer: Any, state: State, batch: int, like: Array) -> tuple[Array, ...]:

@@ -41,7 +41,7 @@ def seen(fresh: None, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     original = loops._program
 
     def program(*args: Any) -> Any:
-        found.append((args[2], original(*args)))
+        found.append((args[3], original(*args)))
         return found[-1][1]
 
     program.cache_clear = original.cache_clear  # type: ignore[attr-defined]

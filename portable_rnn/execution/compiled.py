@@ -1,8 +1,9 @@
 """Stages as one function of machine code (extra ``[fast]``), which several threads run.
 
-The columns of a batch don't look at each other: each thread takes some of them from the first step to the last, without
-waiting for the others. Where a batch has too few for that (two threads must not write to one line of the cache), each
-takes some of the rows of every stage, and they wait for each other between a product and what depends on it.
+The columns of a batch don't look at each other: each thread takes some of them from the first step to the last. Only
+for the sums over time, of which each takes some rows, they wait for each other, every few steps. Where a batch has too
+few columns (two threads must not write to one line of the cache), each takes some of the rows of every stage, and they
+wait for each other between a product and what depends on it.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from .places import Place
 from .stages import Access, Kernel, Product, RowSum, Stages
 from .tracing import Untraceable
 
-__all__ = ["CompiledLoop", "collected", "compiled_loop", "vector_lanes"]
+__all__ = ["CompiledLoop", "collected", "compiled_loop", "panels_of", "vector_lanes"]
 
 _NUMBER_BYTES = {"float32": 4, "float64": 8}
 
@@ -51,9 +52,9 @@ def compiled_loop(
 
     The words are, by name:
 
-    - "steps", "reverse", "batch"; "width", the number of the thread's columns; "capacity", of those that are taken
-      together for the sums over time; with `by_rows` also "part" and "parts", which rows the thread takes, and
-      "counter", the address of a word that is 0;
+    - "steps", "reverse", "batch"; "first" and "width", the thread's columns; "part" and "parts", which share of rows
+      is its own, where they are shared; "counter", the address of a word that is 0; "capacity", how many columns are
+      taken together for the sums over time, a multiple of the batch;
     - for an input over time: "x0", its address; "x0_step", the distance of two steps; "x0_row", that of two rows; and
       "x0_buffer": 0, or where a step is transposed to, in which case "x0_row" is the distance of two columns;
     - for a stack "y0", and for what is the same at each step "s0" and "h0", the address; "s0_panels" and
@@ -61,7 +62,8 @@ def compiled_loop(
     - for each carry "c0", and two buffers "n0" and "m0";
     - for workspace "w0"; for the terms "left0" and "right0", where columns are collected, and "sum0".
 
-    All but "w0", the buffers and what is collected are addresses of the thread's first column. Distances are numbers.
+    The addresses "x0", "y0", "s0", "h0", "c0", "n0", "m0" are of the thread's first column. "w0" and "x0_buffer" are
+    its own, but with `by_rows` all share "w0". Distances are numbers.
 
     Parameters
     ----------
@@ -123,16 +125,14 @@ class _LoopWriter:
         self.memory: dict[str, tuple[Any, Any]] = {}  # at this step: address, row length
 
     def _words(self) -> list[str]:
-        names: dict[str, None] = dict.fromkeys(["steps", "reverse", "batch", "width", "capacity"])
-        if self.by_rows:
-            names |= dict.fromkeys(["part", "parts", "counter"])
+        names = dict.fromkeys(["steps", "reverse", "batch", "first", "width", "part", "parts", "counter", "capacity"])
         arrays: dict[str, None] = {}
         for stage in self.stages.stages:
             if isinstance(stage, Kernel):
                 arrays |= dict.fromkeys(stage.arrays())
             elif isinstance(stage, Product):
                 arrays |= {stage.right.base: None, stage.out.base: None}
-                names[_panels(stage)] = None
+                names[panels_of(stage.left, stage.transposed)] = None
             else:
                 arrays |= {stage.x.base: None, stage.out.base: None}
         for term in self.stages.terms:
@@ -160,15 +160,14 @@ class _LoopWriter:
             self._find_memory(t, {name: getattr(at, name) for name in carried})
             earlier: Any = None
             for stage in self.stages.stages:
-                if earlier is not None and type(stage) is not type(earlier):
+                if self.by_rows and earlier is not None and type(stage) is not type(earlier):
                     self._wait()
                 self._write_stage(stage)
                 earlier = stage
+            if self.by_rows:
+                self._wait()
             if self.stages.terms:
-                if isinstance(earlier, Kernel):
-                    self._wait()
                 at.filled = self._collect(k, at.filled)
-            self._wait()
             at.counted = self.counted
             before = {name: getattr(at, name) for name in carried}
             for number, end in enumerate(self.stages.ends):
@@ -181,15 +180,15 @@ class _LoopWriter:
         return CompiledLoop(_function(str(e.module)), self.words, e.lanes)
 
     def _wait(self) -> None:
-        """What other threads write of a stage is there afterwards."""
-        if self.by_rows:
-            self.counted = self.e.plus(self.counted, self.word["parts"])
-            self.e.wait_for_others(self.word["counter"], self.counted)
+        """What other threads write before it is there afterwards."""
+        self.counted = self.e.plus(self.counted, self.word["parts"])
+        self.e.wait_for_others(self.word["counter"], self.counted)
 
     def _own(self, rows: int) -> tuple[Any, Any]:
-        """(start, stop) of the rows that this thread takes of so many."""
-        if not self.by_rows:
-            return 0, rows
+        """(start, stop) of the rows of a stage that this thread takes of so many."""
+        return self._share(rows) if self.by_rows else (0, rows)
+
+    def _share(self, rows: int) -> tuple[Any, Any]:
         e, part, parts = self.e, self.word["part"], self.word["parts"]
 
         def bound(k: Any) -> Any:
@@ -261,7 +260,9 @@ class _LoopWriter:
             raise Untraceable("a product of booleans")
         e, inner = self.e, stage.right.rows
         start, stop = self._own(stage.out.rows)
-        panels = e.address(self.word[_panels(stage)], e.times(start, inner))  # a panel is as large as its rows
+        panels = e.address(
+            self.word[panels_of(stage.left, stage.transposed)], e.times(start, inner)
+        )  # a panel is as large as its rows
         out, rows = e.address(out, e.times(start, out_row)), e.minus(stop, start)
         if self.single:
             self._call("column_product", panels, right, out, rows, inner)
@@ -357,27 +358,32 @@ class _LoopWriter:
     def _collect(self, k: Any, filled: Any) -> Any:
         """Put this step's columns beside those of earlier ones; when they are full, add their product to the sums."""
         e, word = self.e, self.word
-        width = word["width"]
+        width, batch = (1, 1) if self.single else (word["width"], word["batch"])
         height = self.routines.tile_rows
         panel = e.times(word["capacity"], height)
         lefts, rights = collected(self.stages, "left"), collected(self.stages, "right")
+        column = e.plus(filled, word["first"])
         for number, place in enumerate(lefts):
             source, row = self._rows(place)
             start, stop = self._own(place.rows)
-            to = e.plus(e.times(start, word["capacity"]), e.times(filled, height))
+            to = e.plus(e.times(start, word["capacity"]), e.times(column, height))
             source, to = e.address(source, e.times(start, row)), e.address(word[f"left{number}"], to)
             self._call("panels", source, row, 1, to, panel, e.minus(stop, start), width)
         for number, place in enumerate(rights):
             source, row = self._rows(place)
-            to = e.address(word[f"right{number}"], e.times(filled, place.rows))
-            self._call("transpose", source, row, to, place.rows, place.rows, width)
-        now = e.plus(filled, width)
-        full = e.less(word["capacity"], e.plus(now, width))
+            start, stop = self._own(place.rows)
+            to = e.address(word[f"right{number}"], e.plus(e.times(column, place.rows), start))
+            source = e.address(source, e.times(start, row))
+            self._call("transpose", source, row, to, place.rows, e.minus(stop, start), width)
+        now = e.plus(filled, batch)
+        full = e.less(word["capacity"], e.plus(now, batch))
         last = e.builder.icmp_signed("==", e.plus(k, 1), word["steps"])
         flush = e.builder.or_(full, last)
+        before = self.counted
         with e.when(flush):
+            self._wait()
             for number, term in enumerate(self.stages.terms):
-                start, stop = self._own(term.left.rows)
+                start, stop = self._share(term.left.rows)
                 columns = term.right.rows if term.right is not None else 1
                 left = e.address(word[f"left{lefts.index(term.left)}"], e.times(start, word["capacity"]))
                 out = e.address(word[f"sum{number}"], e.times(start, columns))
@@ -387,6 +393,9 @@ class _LoopWriter:
                     continue
                 right = word[f"right{rights.index(term.right)}"]
                 self._call("product", left, panel, right, columns, out, columns, rows, now, columns, 1)
+            self._wait()
+        waits = e.builder.select(flush, e.times(word["parts"], 2), e.word(0))
+        self.counted = e.plus(before, waits)
         return e.builder.select(flush, e.word(0), now)
 
 
@@ -396,5 +405,6 @@ def collected(stages: Stages, kind: str) -> list[Place]:
     return list(dict.fromkeys(place for place in places if place is not None))
 
 
-def _panels(stage: Product) -> str:
-    return f"{stage.left}{'_T' if stage.transposed else ''}_panels"
+def panels_of(matrix: str, transposed: bool) -> str:
+    """The word for the panels of a product's left side."""
+    return f"{matrix}{'_T' if transposed else ''}_panels"

@@ -69,18 +69,18 @@ class Program:
 
 @functools.lru_cache(maxsize=128)
 def _program(
-    library: str, place: Any, step: Any, structures: Any, specs: Any, donate: bool
+    xp: Any, library: str, device: Any, step: Any, structures: Any, forms: Any, donate: bool
 ) -> Program | CudaProgram | None:
     """The program of a step for arguments of this form, or None where it can't be recorded.
 
-    `place` is the dtype and device: every program has its own workspace.
+    Each device has its own: every program has its own workspace.
     """
     try:
-        graph = recorded(step, structures, specs, summing=False)
+        graph = recorded(xp, step, structures, forms, summing=False)
     except Untraceable:
         return None
     if library == "cupy":
-        return cuda_program(graph, place[0].name, donate=donate)
+        return cuda_program(graph, forms[0][0][1].name, donate=donate)
     return Program(make_plan(graph, dialect(library), donate=donate), library, graph.output_structure)
 
 
@@ -88,12 +88,12 @@ def planned_scan(
     xp: Any, library: str, step: Any, carry: Any, xs: Any, shared: Any, *, reverse: bool, donate: bool
 ) -> tuple[Any, Any] | None:
     """`scan` by a planned loop, or None where the step can't be recorded."""
-    given = Arguments(xp, step, carry, xs, shared)
-    if given.specs is None:
+    given = Arguments(step, carry, xs, shared)
+    if given.forms is None:
         return None
     # CuPy's devices have no hash; its programs keep no arrays
-    place = (given.floating, None if library == "cupy" else given.leaves[0][0].device)
-    program = _program(library, place, step, given.structures, given.specs, donate)
+    device = None if library == "cupy" else given.leaves[0][0].device
+    program = _program(xp, library, device, step, given.structures, given.forms, donate)
     if program is None:
         return None
     final, outputs = program.run(xp, *given.leaves, reverse=reverse)

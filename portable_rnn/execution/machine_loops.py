@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Iterator
+import math
 from typing import Any
 
 import numpy as np
 
 from ..namespace import map_leaves
 from . import reuse
-from .compiled import collected, compiled_loop, vector_lanes
+from .compiled import collected, compiled_loop, panels_of, vector_lanes
 from .dialects import dialect
 from .kernels import make_stages
 from .matrices import routines
@@ -24,8 +24,9 @@ __all__ = ["compiled_scan"]
 
 _WORTH_A_THREAD = 1 << 21  # multiplications of a loop
 _WORTH_WAITING = 1 << 18  # multiplications of a step, after which threads wait for each other
-_COLLECTED = 256  # columns that are taken together for the sums over time
+_COLLECTED = 512  # columns that are taken together for the sums over time
 _LINE = 64  # bytes of the cache
+_SMALL = 1 << 16  # bytes: arrays of less are parts of one, and workspaces of less are kept
 
 
 class CompiledProgram:
@@ -35,14 +36,16 @@ class CompiledProgram:
         self.stages = stages = make_stages(graph, donate=False)
         self.output_structure, self.sum_structure = graph.output_structure, graph.sum_structure
         self.sums = _sum_places(graph)
+        self.dtype = np.dtype(dtype)
         self.batch = graph.inputs["carry"][0].shape[1]
+        self.carry_forms = [(v.shape, np.dtype(bool) if v.boolean else self.dtype) for v in graph.inputs["carry"]]
         inputs = {f"{kind[0]}{k}": v for kind in ("xs", "shared") for k, v in enumerate(graph.inputs[kind])}
         inputs |= {f"h{k}": value for k, value in enumerate(stages.hoisted)}
-        self.booleans = {name for name, value in inputs.items() if value.boolean}
-        self.booleans |= {f"y{k}" for k, stack in enumerate(stages.stacks) if stack.boolean}
-        self.booleans |= {f"w{k}" for k, (_, boolean) in enumerate(stages.work) if boolean}
-        self.booleans |= {f"{which}{k}" for k, v in enumerate(graph.inputs["carry"]) if v.boolean for which in "cnm"}
-        self.hoist = hoisting(stages.hoisted, dialect("numpy"))
+        booleans = {name for name, value in inputs.items() if value.boolean}
+        booleans |= {f"y{k}" for k, stack in enumerate(stages.stacks) if stack.boolean}
+        booleans |= {f"w{k}" for k, (_, boolean) in enumerate(stages.work) if boolean}
+        booleans |= {f"{which}{k}" for k, v in enumerate(graph.inputs["carry"]) if v.boolean for which in "cnm"}
+        self.hoist = hoisting(stages.hoisted, dialect("numpy")) if stages.hoisted else None
         products = [stage for stage in stages.stages if isinstance(stage, Product)]
         self.matrices = list(dict.fromkeys((p.left, p.transposed, p.out.rows, p.right.rows) for p in products))
         self.collected = {kind: collected(stages, kind) for kind in ("left", "right")}
@@ -54,207 +57,250 @@ class CompiledProgram:
         sums_rows = any(isinstance(stage, RowSum) for stage in stages.stages)
         few = self.batch < 2 * lanes and self.multiplications >= _WORTH_WAITING and not sums_rows
         self.by_rows = few and threads() > 1
+        self.routines = routines(dtype, lanes)
         self.loop = compiled_loop(
             stages,
             {name: value.shape for name, value in inputs.items()},
-            self.booleans,
+            booleans,
             dtype,
             lanes=lanes,
             single=self.batch == 1,
             by_rows=self.by_rows,
         )
-        self.words = set(self.loop.words)
-        self.routines = routines(dtype, lanes)
+        self.index = {name: k for k, name in enumerate(self.loop.words)}
+        # by number, the inputs that are read, and how many rows those have that may have to be transposed
+        self.read = [k for k in range(len(graph.inputs["xs"])) if f"x{k}" in self.index]
+        self.apart = {k: inputs[f"x{k}"].shape[0] for k in self.read if f"x{k}" not in booleans and self.batch > 1}
+        self.same = [name for name in inputs if name[0] in "sh" and name in self.index]
+        self.idle: list[_Workspace] = []
 
     def run(
         self, xp: Any, carry: list[Any], xs: list[Any], shared: list[Any], *, reverse: bool
     ) -> tuple[list[Any], Any, Any]:
         """(leaves of the final carry, nest of the outputs, nest of the sums)."""
+        arguments = (xp, carry, xs, shared, reverse)
         most = threads() if self.multiplications * xs[0].shape[0] >= _WORTH_A_THREAD else 1
-        run = _Run(self, xp, carry, xs, shared, reverse)
-        if not self.by_rows:
-            return run.results(most)
+        if most == 1 or not (self.by_rows or self.stages.terms):
+            return self._run(most, *arguments)
         with waiting_for_each_other(most) as count:
-            return run.results(count)
+            return self._run(count, *arguments)
 
-
-class _Run:
-    """One run: arrays and their addresses."""
-
-    def __init__(
-        self, program: CompiledProgram, xp: Any, carry: list[Any], xs: list[Any], shared: list[Any], reverse: bool
-    ) -> None:
-        self.program, self.xp, self.carry, self.xs, self.reverse = program, xp, carry, xs, reverse
-        self.steps, self.dtype = xs[0].shape[0], carry[0].dtype
-        self.held: list[Any] = []  # what the addresses belong to
-        self.same = {"steps": self.steps, "reverse": int(reverse), "batch": program.batch}  # words of all threads
-        self.moving: dict[str, tuple[int, int]] = {}  # address, bytes from one column to the next
-        self.private: dict[str, int] = {}  # numbers for each column of a thread
-        self._take_inputs(xs)
-        self._take_shared(shared)
-        self._make_stacks()
-        self._take_carry()
-
-    def _address(self, array: Any) -> int:
-        self.held.append(array)
-        return int(array.__array_interface__["data"][0])
-
-    def _take_inputs(self, xs: list[Any]) -> None:
-        for k, x in enumerate(xs):
-            name = f"x{k}"
-            if name not in self.program.words:
-                continue
-            step, row, column = x.strides
-            size, together = x.itemsize, x.shape[2] == 1
-            direct = (row if together else column) == size
-            if not direct and (together or row != size or name in self.program.booleans):
-                x, direct = self.xp.array(x, order="C"), True
-                step, row, column = x.strides
-            self.moving[name] = (self._address(x), size if direct else column)
-            self.same[f"{name}_step"] = step // size
-            self.same[f"{name}_row"] = (row if direct else column) // size
-            self.same[f"{name}_buffer"] = 0
-            if not direct:
-                self.private[f"{name}_buffer"] = x.shape[1]
-
-    def _take_shared(self, shared: list[Any]) -> None:
-        program = self.program
-        arrays = {f"s{k}": leaf for k, leaf in enumerate(shared)}
-        if program.stages.hoisted:
-            arrays |= {f"h{k}": leaf for k, leaf in enumerate(program.hoist(shared, self.dtype.type))}
-        write = program.routines.functions[program.routines.names["panels"]]
-        height = program.routines.tile_rows
-        for name, transposed, rows, inner in program.matrices:
-            matrix = arrays[name].T if transposed else arrays[name]
-            if matrix.itemsize not in matrix.strides:
-                matrix = np.ascontiguousarray(matrix)
-            row, column = (stride // matrix.itemsize for stride in matrix.strides)
-            if inner == 1:  # a row of one number has any stride
-                column = 1
-            panels = reuse.empty((program.routines.panels(rows), inner, height), self.dtype)
-            to = self._address(panels)
-            write(self._address(matrix), row, column, to, inner * height, rows, inner)
-            self.same[f"{name}{'_T' if transposed else ''}_panels"] = to
-        for name, leaf in arrays.items():
-            if name in program.words:
-                leaf = _plain(self.xp, leaf)
-                self.moving[name] = (self._address(leaf), leaf.itemsize if leaf.shape[1] == program.batch > 1 else 0)
-
-    def _make_stacks(self) -> None:
-        self.whole: list[Any] = []
-        self.after: list[Any] = []
-        for k, stack in enumerate(self.program.stages.stacks):
-            shape = (self.steps + (stack.carry is not None), *stack.shape)
-            memory = reuse.empty(shape, np.bool if stack.boolean else self.dtype)
-            self.whole.append(memory)
-            if stack.carry is not None:
-                memory[-1 if self.reverse else 0, ...] = self.carry[stack.carry]
-                memory = memory[:-1] if self.reverse else memory[1:]
-            self.after.append(memory)
-            if f"y{k}" in self.program.words:
-                self.moving[f"y{k}"] = (self._address(memory), memory.itemsize)
-
-    def _take_carry(self) -> None:
-        self.buffers: dict[str, Any] = {}
-        for k, leaf in enumerate(self.carry):
-            self.buffers[f"c{k}"] = _plain(self.xp, leaf)
-            for name in (f"n{k}", f"m{k}"):
-                if name in self.program.words:
-                    self.buffers[name] = np.empty(leaf.shape, leaf.dtype)
-        for name, array in self.buffers.items():
-            self.moving[name] = (self._address(array), array.itemsize)
-
-    # ------------------------------------------------------------------ threads
+    def _run(
+        self, most: int, xp: Any, carry: list[Any], xs: list[Any], shared: list[Any], reverse: bool
+    ) -> tuple[list[Any], Any, Any]:
+        shares = self._shares(most)
+        space = self.idle.pop() if self.idle else None  # other threads make their own
+        if space is None or space.shares != shares:
+            space = _Workspace(self, shares)
+        steps = xs[0].shape[0]
+        space.begin(steps, reverse)
+        self._give_inputs(space, xp, xs)
+        self._give_shared(space, xp, shared)
+        self._give_carry(space, xp, carry)
+        whole, after = self._make_stacks(space, carry, steps, reverse)
+        sums = self._make_sums(space)
+        space.run()
+        outputs = outputs_over_time(self.stages.outputs, xs, whole, after, reverse)
+        found = (
+            self._final(space, carry, after, steps, reverse),
+            rebuilt(self.output_structure, iter(outputs)),
+            rebuilt(self.sum_structure, iter([_put_together(place, sums) for place in self.sums])),
+        )
+        if space.small:
+            self.idle.append(space)
+        return found
 
     def _shares(self, most: int) -> list[tuple[int, int]]:
         """The columns of each thread."""
-        program, batch = self.program, self.program.batch
-        if program.by_rows:
+        batch = self.batch
+        if most == 1 or self.by_rows:
             return [(0, batch)] * most
-        lanes = max(program.loop.lanes, _LINE // self.dtype.itemsize)  # none writes to a line of another
+        lanes = max(self.loop.lanes, _LINE // self.dtype.itemsize)  # none writes to a line of another
         vectors = -(-batch // lanes)
-        count = max(min(most, vectors), 1)
+        count = min(most, vectors)
         bounds = [min(vectors * k // count * lanes, batch) for k in range(count + 1)]
         return list(itertools.pairwise(bounds))
 
-    def results(self, most: int) -> tuple[list[Any], Any, Any]:
-        """Run it, in so many threads at most."""
-        program, terms = self.program, self.program.stages.terms
-        shares = self._shares(most)
-        apart = 1 if program.by_rows else len(shares)
-        sums = [np.zeros((apart, t.left.rows, t.right.rows if t.right else 1), self.dtype) for t in terms]
-        totals = [self._address(each) for each in sums]
-        if program.by_rows:
-            self.same["counter"] = self._address(np.zeros(1, dtype=np.int64))
-            self.same["parts"] = len(shares)
-        work: dict[str, int] = {}
-        calls = []
-        for number, (start, stop) in enumerate(shares):
-            width = stop - start
-            own = self.same | {name: base + start * column for name, (base, column) in self.moving.items()}
-            own["width"], own["part"] = width, number
-            own["capacity"] = max(_COLLECTED // width, 1) * width
-            which = 0 if program.by_rows else number
-            own |= {
-                f"sum{k}": base + which * each.strides[0]
-                for k, (base, each) in enumerate(zip(totals, sums, strict=True))
-            }
-            if number == 0 or not program.by_rows:
-                work = self._placed(self._work(width))
-            own |= work | self._placed(self._own_memory(width, own["capacity"]))
-            words = np.array([own[name] for name in program.loop.words], dtype=np.int64)
-            calls.append(functools.partial(program.loop.function, self._address(words)))
-        if len(calls) == 1:
-            calls[0]()
-        else:
-            at_once(calls)
-        outputs = outputs_over_time(program.stages.outputs, self.xs, self.whole, self.after, self.reverse)
-        added = [total[0] if apart == 1 else total.sum(axis=0) for total in sums]
-        added = [total if term.right else total[:, 0] for total, term in zip(added, terms, strict=True)]
-        found_sums = [_put_together(place, added) for place in program.sums]
-        return (
-            self._final(),
-            rebuilt(program.output_structure, iter(outputs)),
-            rebuilt(program.sum_structure, iter(found_sums)),
-        )
+    def _give_inputs(self, space: _Workspace, xp: Any, xs: list[Any]) -> None:
+        for k in self.read:
+            x = xs[k]
+            size, together = x.itemsize, self.batch == 1
+            step, row, column = x.strides
+            direct = (row if together else column) == size
+            if not direct and (row != size or k not in self.apart):
+                x, direct = xp.array(x, order="C"), True
+                step, row, column = x.strides
+            space.give(f"x{k}", x, size if direct else column)
+            space.set(f"x{k}_step", step // size)
+            space.set(f"x{k}_row", (row if direct else column) // size)
+            space.use_buffer(k, not direct)
 
-    def _work(self, width: int) -> Iterator[tuple[str, int]]:
-        """Numbers of each workspace of so many columns."""
-        for k, (shape, _) in enumerate(self.program.stages.work):
-            if f"w{k}" in self.program.words:
-                yield f"w{k}", shape[0] * width
+    def _give_shared(self, space: _Workspace, xp: Any, shared: list[Any]) -> None:
+        arrays = {f"s{k}": leaf for k, leaf in enumerate(shared)}
+        if self.hoist is not None:
+            arrays |= {f"h{k}": leaf for k, leaf in enumerate(self.hoist(shared, self.dtype.type))}
+        write = self.routines.functions[self.routines.names["panels"]]
+        for name, transposed, rows, inner in self.matrices:
+            matrix = arrays[name].T if transposed else arrays[name]
+            size = matrix.itemsize
+            row, column = matrix.strides
+            if column != size and row != size:
+                matrix = np.ascontiguousarray(matrix)
+                row, column = matrix.strides
+            to = space.address[panels_of(name, transposed)]
+            write(address_of(matrix), row // size, column // size, to, inner * self.routines.tile_rows, rows, inner)
+        for name in self.same:
+            leaf = _plain(xp, arrays[name])
+            space.give(name, leaf, leaf.itemsize if leaf.shape[1] == self.batch > 1 else 0)
 
-    def _own_memory(self, width: int, capacity: int) -> Iterator[tuple[str, int]]:
-        """Numbers of what each thread has for itself."""
-        for name, rows in self.private.items():
-            yield name, rows * width
-        height = self.program.routines.tile_rows
-        for kind, places in self.program.collected.items():
-            for k, place in enumerate(places):
-                yield f"{kind}{k}", (-(-place.rows // height) * height if kind == "left" else place.rows) * capacity
+    def _give_carry(self, space: _Workspace, xp: Any, carry: list[Any]) -> None:
+        for k, leaf in enumerate(carry):
+            leaf = _plain(xp, leaf)
+            space.give(f"c{k}", leaf, leaf.itemsize)
 
-    def _placed(self, sizes: Iterator[tuple[str, int]]) -> dict[str, int]:
-        """Addresses in one piece of memory."""
-        offsets, end = {}, 0
-        for name, numbers in sizes:
-            offsets[name] = end
-            end += -(-numbers * self.dtype.itemsize // _LINE) * _LINE
-        if not offsets:
-            return {}
-        memory = reuse.empty((end + _LINE,), np.uint8)
-        base = -(-self._address(memory) // _LINE) * _LINE
-        return {name: base + offset for name, offset in offsets.items()}
+    def _make_stacks(
+        self, space: _Workspace, carry: list[Any], steps: int, reverse: bool
+    ) -> tuple[list[Any], list[Any]]:
+        whole: list[Any] = []
+        after: list[Any] = []
+        for k, stack in enumerate(self.stages.stacks):
+            dtype = np.bool if stack.boolean else self.dtype
+            memory = reuse.empty((steps + (stack.carry is not None), *stack.shape), dtype)
+            whole.append(memory)
+            if stack.carry is not None:
+                memory[-1 if reverse else 0] = carry[stack.carry]
+                memory = memory[:-1] if reverse else memory[1:]
+            after.append(memory)
+            if f"y{k}" in self.index:
+                space.give(f"y{k}", memory, memory.itemsize)
+        return whole, after
 
-    def _final(self) -> list[Any]:
+    def _make_sums(self, space: _Workspace) -> list[Any]:
+        """Zeros, one after the other in one array."""
+        forms = [(t.left.rows, t.right.rows) if t.right else (t.left.rows,) for t in self.stages.terms]
+        if not forms:
+            return []
+        sizes = [math.prod(form) for form in forms]
+        ends = list(itertools.accumulate(sizes))
+        together = np.zeros(ends[-1], self.dtype)
+        base = address_of(together)
+        space.held.append(together)
+        for k, (size, end) in enumerate(zip(sizes, ends, strict=True)):
+            space.set(f"sum{k}", base + (end - size) * self.dtype.itemsize)
+        return [together[e - s : e].reshape(f) for s, e, f in zip(sizes, ends, forms, strict=True)]
+
+    def _final(self, space: _Workspace, carry: list[Any], after: list[Any], steps: int, reverse: bool) -> list[Any]:
         final = []
-        for k, end in enumerate(self.program.stages.ends):
+        for k, end in enumerate(self.stages.ends):
             if end[0] == "y":
-                final.append(self.after[int(end[1:])][0 if self.reverse else -1].copy())
+                final.append(after[int(end[1:])][0 if reverse else -1].copy())
             elif end[0] == "n":
-                final.append(self.buffers[f"{'n' if self.steps % 2 else 'm'}{k}"])
+                final.append(space.buffers[f"{'n' if steps % 2 else 'm'}{k}"].copy())
             else:
-                final.append(self.carry[k].copy())
+                final.append(carry[k].copy())
         return final
+
+
+class _Workspace:
+    """Memory of a loop while it runs, and the words of each thread; runs use it one after the other.
+
+    Attributes
+    ----------
+    shares : list of (start, stop)
+        The columns of each thread.
+    address : dict of str to int
+        Of the memory that all threads share.
+    buffers : dict of str to array
+        Where the carry goes.
+    small : bool
+        Worth keeping for the next run.
+    """
+
+    def __init__(self, program: CompiledProgram, shares: list[tuple[int, int]]) -> None:
+        self.shares, self.index, batch = shares, program.index, program.batch
+        size, height = program.dtype.itemsize, program.routines.tile_rows
+        capacity = max(_COLLECTED // batch, 1) * batch
+        panels = program.routines.panels
+        common = {
+            panels_of(name, transposed): panels(rows) * height * inner
+            for name, transposed, rows, inner in program.matrices
+        }
+        for kind, places in program.collected.items():
+            for k, place in enumerate(places):
+                common[f"{kind}{k}"] = (panels(place.rows) * height if kind == "left" else place.rows) * capacity
+        work = {f"w{k}": shape[0] for k, (shape, _) in enumerate(program.stages.work) if f"w{k}" in self.index}
+        own = {f"buffer{k}": rows for k, rows in program.apart.items()}
+        if program.by_rows:
+            common |= {name: rows * batch for name, rows in work.items()}
+        else:
+            own |= work
+        parts = [(name, count) for name, count in common.items()]
+        parts += [(f"{name} {n}", rows * (b - a)) for n, (a, b) in enumerate(shares) for name, rows in own.items()]
+        ends = list(itertools.accumulate((-(-count * size // _LINE) * _LINE for _, count in parts), initial=_LINE))
+        self.small = ends[-1] <= _SMALL
+        self.memory = reuse.empty((ends[-1] + _LINE,), np.uint8)
+        base = -(-address_of(self.memory) // _LINE) * _LINE
+        self.address = {name: base + start for (name, _), start in zip(parts, ends, strict=False)}
+        self.counter = self.memory[base - address_of(self.memory) :][:8].view(np.int64)
+        self.buffers = {
+            f"{which}{k}": np.empty(shape, dtype)
+            for k, (shape, dtype) in enumerate(program.carry_forms)
+            for which in "nm"
+            if f"{which}{k}" in self.index
+        }
+        self.held: list[Any] = []  # what belongs to the addresses of a run
+        self.words = [np.zeros(len(self.index), dtype=np.int64) for _ in shares]
+        self.calls = [functools.partial(program.loop.function, address_of(words)) for words in self.words]
+        for name, array in self.buffers.items():
+            self.give(name, array, array.itemsize)
+        for name in common:
+            self.set(name, self.address[name])
+        self.set("batch", batch)
+        self.set("parts", len(shares))
+        self.set("capacity", capacity)
+        self.set("counter", address_of(self.counter))
+        for n, (words, (start, stop)) in enumerate(zip(self.words, shares, strict=True)):
+            words[self.index["part"]], words[self.index["first"]] = n, start
+            words[self.index["width"]] = stop - start
+            for name in work if not program.by_rows else ():
+                words[self.index[name]] = self.address[f"{name} {n}"]
+
+    def begin(self, steps: int, reverse: bool) -> None:
+        self.set("steps", steps)
+        self.set("reverse", int(reverse))
+        self.counter[0] = 0
+
+    def set(self, name: str, value: int) -> None:
+        """A word that is the same for all threads."""
+        k = self.index[name]
+        for words in self.words:
+            words[k] = value
+
+    def give(self, name: str, array: Any, column: int) -> None:
+        """The address of an array whose columns are so many bytes apart."""
+        if name not in self.index:
+            return
+        self.held.append(array)
+        k, base = self.index[name], address_of(array)
+        for words, (start, _) in zip(self.words, self.shares, strict=True):
+            words[k] = base + start * column
+
+    def use_buffer(self, k: int, used: bool) -> None:
+        """Whether an input is transposed into a buffer of each thread."""
+        index = self.index[f"x{k}_buffer"]
+        for n, words in enumerate(self.words):
+            words[index] = self.address[f"buffer{k} {n}"] if used else 0
+
+    def run(self) -> None:
+        if len(self.calls) == 1:
+            self.calls[0]()
+        else:
+            at_once(self.calls)
+        self.held = []
+
+
+def address_of(array: Any) -> int:
+    return int(array.__array_interface__["data"][0])
 
 
 class TorchProgram:
@@ -298,11 +344,12 @@ def _put_together(place: Any, added: list[Any]) -> Any:
 
 @functools.lru_cache(maxsize=256)
 def _compiled_program(
-    library: str, dtype: str, step: Any, structures: Any, specs: Any, summing: bool
+    xp: Any, library: str, step: Any, structures: Any, forms: Any, summing: bool
 ) -> CompiledProgram | TorchProgram | None:
     """The program of a step for arguments of this form, or None where there can be none."""
     try:
-        program = CompiledProgram(recorded(step, structures, specs, summing=summing), dtype)
+        dtype = str(forms[0][0][1]).rpartition(".")[2]
+        program = CompiledProgram(recorded(xp, step, structures, forms, summing=summing), dtype)
     except Untraceable:
         return None
     return TorchProgram(program) if library == "torch" else program
@@ -312,12 +359,10 @@ def compiled_scan(
     xp: Any, library: str, step: Any, carry: Any, xs: Any, shared: Any, *, reverse: bool, summing: bool
 ) -> tuple[Any, Any, Any] | None:
     """The carry, the outputs and the sums of a step's loop by machine code, or None where there can be none."""
-    given = Arguments(xp, step, carry, xs, shared)
-    first = given.leaves[0][0]
-    if given.specs is None or not (library == "numpy" or first.device.type == "cpu"):
+    given = Arguments(step, carry, xs, shared)
+    if given.forms is None or not (library == "numpy" or given.leaves[0][0].device.type == "cpu"):
         return None
-    dtype = str(given.floating).rpartition(".")[2]
-    program = _compiled_program(library, dtype, step, given.structures, given.specs, summing)
+    program = _compiled_program(xp, library, step, given.structures, given.forms, summing)
     if program is None or given.leaves[1][0].shape[0] == 0:
         return None
     final, outputs, sums = program.run(xp, *given.leaves, reverse=reverse)

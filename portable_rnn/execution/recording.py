@@ -5,41 +5,58 @@ from __future__ import annotations
 from typing import Any
 
 from .dialects import NumpyDialect, TorchDialect
-from .tracing import Graph, Value, flattened, trace
+from .tracing import Graph, Untraceable, Value, flattened, trace
 
 __all__ = ["Arguments", "hoisting", "outputs_over_time", "recorded"]
 
 
 class Arguments:
-    """The leaves of a scan's arguments, and what the program depends on, or None as `specs` if there can be none."""
+    """The leaves of a scan's arguments, and what its program depends on.
 
-    def __init__(self, xp: Any, step: Any, carry: Any, xs: Any, shared: Any) -> None:
-        self.leaves: tuple[list[Any], list[Any], list[Any]] = ([], [], [])
-        trees = (carry, xs, shared)
-        self.structures = tuple([flattened(tree, into) for tree, into in zip(trees, self.leaves, strict=True)])
-        self.floating = self.leaves[0][0].dtype
-        self.specs = self._forms(xp.bool) if self.floating in (xp.float32, xp.float64) and _hashable(step) else None
+    Attributes
+    ----------
+    leaves : lists of the arrays of carry, xs and shared
+    floating : dtype
+        Of the loop.
+    structures : their nests, as from `tracing.flattened`
+    forms : tuple of tuples of (shape of a step, dtype), or None
+        None: there can be no program.
+    """
 
-    def _forms(self, boolean: Any) -> Any:
-        specs = []
-        for leaves, over_time in zip(self.leaves, (0, 1, 0), strict=True):
-            forms = []
-            for leaf in leaves:
-                if isinstance(leaf, list) or (leaf.dtype != self.floating and leaf.dtype != boolean):
-                    return None
-                forms.append((tuple(leaf.shape[over_time:]), leaf.dtype != self.floating))
-            specs.append(tuple(forms))
-        return tuple(specs)
+    def __init__(self, step: Any, carry: Any, xs: Any, shared: Any) -> None:
+        first: list[Any] = []
+        over_time: list[Any] = []
+        same: list[Any] = []
+        self.leaves = (first, over_time, same)
+        self.structures = (flattened(carry, first), flattened(xs, over_time), flattened(shared, same))
+        self.floating = first[0].dtype
+        self.forms: Any = None
+        if list not in map(type, over_time) and _hashable(step):
+            self.forms = (
+                tuple([(leaf.shape, leaf.dtype) for leaf in first]),
+                tuple([(leaf.shape[1:], leaf.dtype) for leaf in over_time]),
+                tuple([(leaf.shape, leaf.dtype) for leaf in same]),
+            )
 
 
-def recorded(step: Any, structures: Any, specs: Any, *, summing: bool) -> Graph:
+def recorded(xp: Any, step: Any, structures: Any, forms: Any, *, summing: bool) -> Graph:
+    """The graph of a step for such arguments.
+
+    Raises
+    ------
+    Untraceable
+    """
+    floating = forms[0][0][1]
+    if floating not in (xp.float32, xp.float64):
+        raise Untraceable("a loop that is not of float32 or float64")
+    if any(dtype not in (floating, xp.bool) for leaves in forms for _, dtype in leaves):
+        raise Untraceable("arrays of several dtypes")
     kinds = ("carry", "xs", "shared")
-    return trace(
-        step,
-        {kind: list(leaves) for kind, leaves in zip(kinds, specs, strict=True)},
-        dict(zip(kinds, structures, strict=True)),
-        summing=summing,
-    )
+    specs = {
+        kind: [(tuple(shape), dtype != floating) for shape, dtype in leaves]
+        for kind, leaves in zip(kinds, forms, strict=True)
+    }
+    return trace(step, specs, dict(zip(kinds, structures, strict=True)), summing=summing)
 
 
 def _hashable(step: Any) -> bool:
