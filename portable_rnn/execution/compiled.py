@@ -164,10 +164,12 @@ class _LoopWriter:
                     self._wait()
                 self._write_stage(stage)
                 earlier = stage
+            if self.stages.terms:
+                if self.by_rows:
+                    self._wait()
+                at.filled = self._collect(k, at.filled)
             if self.by_rows:
                 self._wait()
-            if self.stages.terms:
-                at.filled = self._collect(k, at.filled)
             at.counted = self.counted
             before = {name: getattr(at, name) for name in carried}
             for number, end in enumerate(self.stages.ends):

@@ -26,7 +26,7 @@ _WORTH_A_THREAD = 1 << 21  # multiplications of a loop
 _WORTH_WAITING = 1 << 18  # multiplications of a step, after which threads wait for each other
 _COLLECTED = 512  # columns that are taken together for the sums over time
 _LINE = 64  # bytes of the cache
-_SMALL = 1 << 16  # bytes: arrays of less are parts of one, and workspaces of less are kept
+_SMALL = 1 << 16  # bytes: workspaces of less are kept
 
 
 class CompiledProgram:
@@ -106,9 +106,29 @@ class CompiledProgram:
             rebuilt(self.output_structure, iter(outputs)),
             rebuilt(self.sum_structure, iter([_put_together(place, sums) for place in self.sums])),
         )
-        if space.small:
-            self.idle.append(space)
+        space.end()
+        self.idle.append(space)
         return found
+
+    def workspace_sizes(self, shares: list[tuple[int, int]], capacity: int) -> dict[tuple[str, int | None], int]:
+        """Numbers of the memory that a run needs beside arrays, by its word and the thread it belongs to, or None."""
+        height, panels = self.routines.tile_rows, self.routines.panels
+        sizes: dict[tuple[str, int | None], int] = {}
+        for name, transposed, rows, inner in self.matrices:
+            sizes[panels_of(name, transposed), None] = panels(rows) * height * inner
+        for kind, places in self.collected.items():
+            for k, place in enumerate(places):
+                rows = panels(place.rows) * height if kind == "left" else place.rows
+                sizes[f"{kind}{k}", None] = rows * capacity
+        work = {f"w{k}": shape[0] for k, (shape, _) in enumerate(self.stages.work) if f"w{k}" in self.index}
+        own = {f"x{k}_buffer": rows for k, rows in self.apart.items()}
+        if self.by_rows:
+            sizes |= {(name, None): rows * self.batch for name, rows in work.items()}
+        else:
+            own |= work
+        for n, (start, stop) in enumerate(shares):
+            sizes |= {(name, n): rows * (stop - start) for name, rows in own.items()}
+        return sizes
 
     def _shares(self, most: int) -> list[tuple[int, int]]:
         """The columns of each thread."""
@@ -147,7 +167,7 @@ class CompiledProgram:
             if column != size and row != size:
                 matrix = np.ascontiguousarray(matrix)
                 row, column = matrix.strides
-            to = space.address[panels_of(name, transposed)]
+            to = space.base + space.offset[panels_of(name, transposed), None]
             write(address_of(matrix), row // size, column // size, to, inner * self.routines.tile_rows, rows, inner)
         for name in self.same:
             leaf = _plain(xp, arrays[name])
@@ -208,67 +228,59 @@ class _Workspace:
     ----------
     shares : list of (start, stop)
         The columns of each thread.
-    address : dict of str to int
-        Of the memory that all threads share.
     buffers : dict of str to array
         Where the carry goes.
-    small : bool
-        Worth keeping for the next run.
     """
 
     def __init__(self, program: CompiledProgram, shares: list[tuple[int, int]]) -> None:
         self.shares, self.index, batch = shares, program.index, program.batch
-        size, height = program.dtype.itemsize, program.routines.tile_rows
         capacity = max(_COLLECTED // batch, 1) * batch
-        panels = program.routines.panels
-        common = {
-            panels_of(name, transposed): panels(rows) * height * inner
-            for name, transposed, rows, inner in program.matrices
-        }
-        for kind, places in program.collected.items():
-            for k, place in enumerate(places):
-                common[f"{kind}{k}"] = (panels(place.rows) * height if kind == "left" else place.rows) * capacity
-        work = {f"w{k}": shape[0] for k, (shape, _) in enumerate(program.stages.work) if f"w{k}" in self.index}
-        own = {f"buffer{k}": rows for k, rows in program.apart.items()}
-        if program.by_rows:
-            common |= {name: rows * batch for name, rows in work.items()}
-        else:
-            own |= work
-        parts = [(name, count) for name, count in common.items()]
-        parts += [(f"{name} {n}", rows * (b - a)) for n, (a, b) in enumerate(shares) for name, rows in own.items()]
-        ends = list(itertools.accumulate((-(-count * size // _LINE) * _LINE for _, count in parts), initial=_LINE))
-        self.small = ends[-1] <= _SMALL
-        self.memory = reuse.empty((ends[-1] + _LINE,), np.uint8)
-        base = -(-address_of(self.memory) // _LINE) * _LINE
-        self.address = {name: base + start for (name, _), start in zip(parts, ends, strict=False)}
-        self.counter = self.memory[base - address_of(self.memory) :][:8].view(np.int64)
         self.buffers = {
             f"{which}{k}": np.empty(shape, dtype)
             for k, (shape, dtype) in enumerate(program.carry_forms)
             for which in "nm"
             if f"{which}{k}" in self.index
         }
+        self.counter = np.zeros(1, dtype=np.int64)
         self.held: list[Any] = []  # what belongs to the addresses of a run
         self.words = [np.zeros(len(self.index), dtype=np.int64) for _ in shares]
         self.calls = [functools.partial(program.loop.function, address_of(words)) for words in self.words]
-        for name, array in self.buffers.items():
-            self.give(name, array, array.itemsize)
-        for name in common:
-            self.set(name, self.address[name])
-        self.set("batch", batch)
-        self.set("parts", len(shares))
-        self.set("capacity", capacity)
-        self.set("counter", address_of(self.counter))
         for n, (words, (start, stop)) in enumerate(zip(self.words, shares, strict=True)):
-            words[self.index["part"]], words[self.index["first"]] = n, start
-            words[self.index["width"]] = stop - start
-            for name in work if not program.by_rows else ():
-                words[self.index[name]] = self.address[f"{name} {n}"]
+            known = {"batch": batch, "first": start, "width": stop - start, "part": n, "parts": len(shares)}
+            known |= {"capacity": capacity, "counter": address_of(self.counter)}
+            known |= {name: address_of(array) + start * array.itemsize for name, array in self.buffers.items()}
+            for name, word in known.items():
+                words[self.index[name]] = word
+        self._lay_out(program.workspace_sizes(shares, capacity), program.dtype.itemsize)
+
+    def _lay_out(self, sizes: dict[tuple[str, int | None], int], size: int) -> None:
+        """Decide where in one piece of memory everything stands."""
+        ends = list(itertools.accumulate((-(-n * size // _LINE) * _LINE for n in sizes.values()), initial=0))
+        self.offset = dict(zip(sizes, ends, strict=False))
+        self.bytes = ends[-1] + _LINE
+        self.base = 0
+        self.memory: Any = None
+        self.moving = []  # for each thread, the words that are addresses in that memory, and where they stand in it
+        for n in range(len(self.shares)):
+            found = {self.index[name]: o for (name, thread), o in self.offset.items() if thread in (None, n)}
+            self.moving.append((np.array(list(found), dtype=np.int64), np.array(list(found.values()), dtype=np.int64)))
 
     def begin(self, steps: int, reverse: bool) -> None:
+        """Have memory for a run."""
+        if self.memory is None:
+            self.memory = reuse.empty((self.bytes,), np.uint8)
+            self.base = -(-address_of(self.memory) // _LINE) * _LINE
+            for words, (which, offsets) in zip(self.words, self.moving, strict=True):
+                words[which] = self.base + offsets
         self.set("steps", steps)
         self.set("reverse", int(reverse))
         self.counter[0] = 0
+
+    def end(self) -> None:
+        """Let go of what belongs to a run, and of memory that is worth giving back."""
+        self.held = []
+        if self.bytes > _SMALL:
+            self.memory = None
 
     def set(self, name: str, value: int) -> None:
         """A word that is the same for all threads."""
@@ -289,14 +301,13 @@ class _Workspace:
         """Whether an input is transposed into a buffer of each thread."""
         index = self.index[f"x{k}_buffer"]
         for n, words in enumerate(self.words):
-            words[index] = self.address[f"buffer{k} {n}"] if used else 0
+            words[index] = self.base + self.offset[f"x{k}_buffer", n] if used else 0
 
     def run(self) -> None:
         if len(self.calls) == 1:
             self.calls[0]()
         else:
             at_once(self.calls)
-        self.held = []
 
 
 def address_of(array: Any) -> int:
