@@ -6,7 +6,9 @@ import dataclasses
 import importlib.util
 import multiprocessing
 import sys
+import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,6 +44,7 @@ def turn_on(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., list[bool
         llvm.has_llvm.cache_clear()
         monkeypatch.setattr(execution, "compiled_scan", noted)
         machine_loops._compiled_program.cache_clear()
+        monkeypatch.setattr(machine_loops, "_FEWEST", 1)
         if by is not None:
             share(by, monkeypatch)
         return ran
@@ -204,6 +207,18 @@ def test_predictions_are_compiled_only_where_the_compiler_is_loaded(
     assert relative_error(y, layer.vjp(params, x)[0]) < 1e-6
 
 
+@pytest.mark.parametrize(("steps", "batch", "compiled"), [(1, 1, False), (5, 4, False), (4, 9, True), (50, 1, True)])
+def test_a_few_columns_are_left_to_the_plan(
+    steps: int, batch: int, compiled: bool, turn_on: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fewest = machine_loops._FEWEST
+    ran = turn_on()
+    monkeypatch.setattr(machine_loops, "_FEWEST", fewest)
+    layer = prnn.GRU(3, 4)
+    layer.vjp(layer.init(0), np.ones((batch, steps, 3), dtype="float32"))
+    assert ran == [compiled]
+
+
 @dataclass(frozen=True)
 class OwnSums(prnn.cells.ElmanCell):
     """Sums the squares of what would be the gradients: no sum over steps."""
@@ -219,6 +234,23 @@ def test_gradients_that_are_no_sums_are_left_to_the_plan(turn_on: Any) -> None:
     ran = turn_on()
     assert relative_error(run(case), expected) < 1e-12
     assert ran == [True, False]
+
+
+@pytest.mark.parametrize("by", SHARED_BY)
+def test_several_threads_at_once(by: str, turn_on: Any) -> None:
+    turn_on(by)
+    layer = prnn.LSTM(2, 3, bidirectional=True)
+    many = [cases.make_case(layer, (7, 30, 2), seed=seed) for seed in range(4)]
+    expected = [run(case) for case in many]
+    together = threading.Barrier(len(many))
+
+    def work(k: int) -> list[float]:
+        together.wait()
+        return [relative_error(run(many[k]), expected[k]) for _ in range(20)]
+
+    with ThreadPoolExecutor(len(many)) as pool:
+        errors = list(pool.map(work, range(len(many))))
+    assert np.max(errors) < 1e-13  # as many threads as are free share the sums
 
 
 def in_child(queue: Any, case: cases.Case) -> None:

@@ -91,6 +91,7 @@ def share(by: str, patch: pytest.MonkeyPatch) -> None:
     patch.setattr(machine_loops, "_LINE", 16)
     patch.setattr(machine_loops, "_WORTH_WAITING", 0 if by == "rows" else 1 << 60)
     patch.setattr(machine_loops, "_COLLECTED", 5)
+    patch.setattr(machine_loops, "_FEWEST", 1)
     machine_loops._compiled_program.cache_clear()
 
 

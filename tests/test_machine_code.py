@@ -19,6 +19,12 @@ KINDS = [("float32", 16), ("float32", 8), ("float32", 4), ("float64", 8), ("floa
 SHAPES = [(8, 3, 16), (13, 7, 5), (64, 20, 70), (48, 64, 64), (30, 10, 33), (1, 1, 1), (9, 300, 48), (2500, 40, 3)]
 
 
+@pytest.fixture(params=[4, 8], autouse=True)
+def tile_rows(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Processors with few registers, and with many."""
+    monkeypatch.setattr(matrices, "machine", lambda: llvm.Machine(64, request.param))
+
+
 def address(array: np.ndarray) -> int:
     return int(array.ctypes.data)
 

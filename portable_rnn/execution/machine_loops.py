@@ -24,6 +24,7 @@ __all__ = ["compiled_scan"]
 
 _WORTH_A_THREAD = 1 << 21  # multiplications of a loop
 _WORTH_WAITING = 1 << 18  # multiplications of a step, after which threads wait for each other
+_FEWEST = 32  # columns of all steps: a product with some of them takes as long as it takes to lay its weights out
 _COLLECTED = 512  # columns that are taken together for the sums over time
 _LINE = 64  # bytes of the cache
 _SMALL = 1 << 16  # bytes: workspaces of less are kept
@@ -371,10 +372,11 @@ def compiled_scan(
 ) -> tuple[Any, Any, Any] | None:
     """The carry, the outputs and the sums of a step's loop by machine code, or None where there can be none."""
     given = Arguments(step, carry, xs, shared)
-    if given.forms is None or not (library == "numpy" or given.leaves[0][0].device.type == "cpu"):
+    columns = given.leaves[1][0].shape[0] * given.leaves[0][0].shape[-1] if given.forms else 0
+    if columns < _FEWEST or not (library == "numpy" or given.leaves[0][0].device.type == "cpu"):
         return None
     program = _compiled_program(xp, library, step, given.structures, given.forms, summing)
-    if program is None or given.leaves[1][0].shape[0] == 0:
+    if program is None:
         return None
     final, outputs, sums = program.run(xp, *given.leaves, reverse=reverse)
     return rebuilt(given.structures[0], iter(final)), outputs, sums

@@ -30,10 +30,10 @@ class Routines:
         Of "product", "column_product", "transpose", "panels", "add_totals".
     """
 
-    def __init__(self, dtype: str, lanes: int) -> None:
+    def __init__(self, dtype: str, lanes: int, tile_rows: int) -> None:
         from llvmlite import ir
 
-        self.dtype, self.lanes, self.tile_rows = dtype, lanes, machine().tile_rows
+        self.tile_rows = tile_rows
         kinds = {
             "product": _write_product,
             "column_product": _write_column_product,
@@ -41,7 +41,7 @@ class Routines:
             "panels": _write_panels,
             "add_totals": _write_add_totals,
         }
-        self.names = {kind: f"{kind}_{dtype}_{lanes}" for kind in kinds}
+        self.names = {kind: _name(kind, dtype, lanes, self.tile_rows) for kind in kinds}
         module = ir.Module()
         for kind, write in kinds.items():
             write(module, self.names[kind], dtype, lanes, self.tile_rows)
@@ -52,10 +52,18 @@ class Routines:
         return -(-rows // self.tile_rows)
 
 
-@functools.lru_cache(maxsize=8)
+def _name(kind: str, dtype: str, lanes: int, height: int) -> str:
+    return f"{kind}_{dtype}_{lanes}_{height}"
+
+
 def routines(dtype: str, lanes: int) -> Routines:
     """Compiled at first use."""
-    return Routines(dtype, lanes)
+    return _routines(dtype, lanes, machine().tile_rows)
+
+
+@functools.lru_cache(maxsize=16)
+def _routines(dtype: str, lanes: int, tile_rows: int) -> Routines:
+    return Routines(dtype, lanes, tile_rows)
 
 
 def _write_product(module: Any, name: str, dtype: str, lanes: int, height: int) -> None:
@@ -213,7 +221,8 @@ def _write_panels(module: Any, name: str, dtype: str, lanes: int, height: int) -
         across = b.icmp_signed("==", a["x_column"], e.word(1))
         with b.if_else(across) as (then, otherwise):
             with then:
-                e.call(f"transpose_{dtype}_{lanes}", source, a["x_row"], panel, height, some, a["columns"])
+                transpose = _name("transpose", dtype, lanes, height)
+                e.call(transpose, source, a["x_row"], panel, height, some, a["columns"])
             with otherwise:
                 full = b.icmp_signed("==", some, e.word(height))
                 with e.loop(0, a["columns"]) as (column, _):

@@ -48,9 +48,11 @@ if hasattr(os, "register_at_fork"):
 def at_once(calls: Sequence[Callable[[], None]]) -> None:
     """Run all of them, the first in this thread."""
     waiting = [_workers.submit(call) for call in calls[1:]]
-    calls[0]()
-    for future in waiting:
-        future.result()
+    try:
+        calls[0]()
+    finally:  # whatever interrupts this thread, the others still use its arrays
+        for future in waiting:
+            future.result()
 
 
 @contextmanager
