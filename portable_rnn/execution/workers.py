@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 __all__ = ["at_once", "threads", "waiting_for_each_other"]
 
@@ -25,12 +26,45 @@ class _Workers:
 
     def __init__(self) -> None:
         self.pool: ThreadPoolExecutor | None = None
+        self.beside = -1  # the processor that they leave to the thread which calls them
+        self.numbers: list[int] = []  # of the threads, for the system
+        self.placed = 0  # how many of them
         self.one_after_another = threading.Lock()  # of those whose calls wait for each other
 
     def submit(self, call: Callable[[], None]) -> Future[None]:
         if self.pool is None:
-            self.pool = ThreadPoolExecutor(max(threads() - 1, 1), thread_name_prefix="portable_rnn")
+            self.pool = ThreadPoolExecutor(max(threads() - 1, 1), initializer=_note, initargs=(self.numbers,))
+        self.make_way()
         return self.pool.submit(call)
+
+    def make_way(self) -> None:
+        """Keep the threads off the processor on which this one runs: the system may wake them there, and leave them."""
+        here, numbers = _processor(), self.numbers.copy()
+        if here < 0 or (here == self.beside and len(numbers) == self.placed):
+            return
+        others = os.sched_getaffinity(0) - {here}
+        for number in numbers if others else ():
+            with suppress(OSError):
+                os.sched_setaffinity(number, others)
+        self.beside, self.placed = here, len(numbers)
+
+
+def _note(numbers: list[int]) -> None:
+    numbers.append(threading.get_native_id())
+
+
+@functools.lru_cache(maxsize=1)
+def _finder() -> Callable[[], int] | None:
+    """The C library's function for the processor that this thread runs on, where there is one (Linux)."""
+    if not hasattr(os, "sched_setaffinity"):
+        return None
+    found: Callable[[], int] | None = getattr(ctypes.CDLL(None), "sched_getcpu", None)
+    return found
+
+
+def _processor() -> int:
+    find = _finder()
+    return -1 if find is None else find()
 
 
 _workers = _Workers()
