@@ -121,7 +121,7 @@ def test_batches_and_layers_of_any_size(batch: int, hidden: int, dtype: str, tur
     assert relative_error(run(case.astype(dtype)), expected) < (1e-11 if dtype == "float64" else 1.4e-5)
 
 
-@pytest.mark.parametrize("layout", ["steps first", "features first", "every second", "backwards"])
+@pytest.mark.parametrize("layout", ["steps first", "features first", "every second", "backwards", "fields"])
 @pytest.mark.parametrize("batch", [1, 3])
 def test_arrays_may_have_any_layout(layout: str, batch: int, turn_on: Any) -> None:
     layer = prnn.GRU(3, 4)
@@ -131,16 +131,24 @@ def test_arrays_may_have_any_layout(layout: str, batch: int, turn_on: Any) -> No
     def laid_out(a: np.ndarray) -> np.ndarray:
         if layout == "every second":
             return np.repeat(np.repeat(a, 2, axis=2), 2, axis=1)[:, ::2, ::2]
+        if layout == "fields":  # distances that are no multiples of a number's size
+            records = np.zeros(a.shape, dtype=[("first", "i2"), ("number", a.dtype)])
+            records["number"] = a
+            return records["number"]
         if layout == "backwards":
             return np.ascontiguousarray(a[:, ::-1, ::-1])[:, ::-1, ::-1]
         return np.ascontiguousarray(a.transpose(order)).transpose(np.argsort(order))
+
+    def weight(a: np.ndarray) -> np.ndarray:
+        if layout == "fields":
+            return laid_out(a)
+        return np.asfortranarray(a) if a.ndim == 2 else np.repeat(a, 2)[::2]
 
     rng = np.random.default_rng(0)
     x, dy = rng.standard_normal((batch, 6, 3)), rng.standard_normal((batch, 6, 4))
     expected = layer.vjp(params, x)[2](dy)
     ran = turn_on()
-    weights = {name: np.asfortranarray(a) if a.ndim == 2 else np.repeat(a, 2)[::2] for name, a in params.items()}
-    got = layer.vjp(weights, laid_out(x))[2](laid_out(dy))
+    got = layer.vjp({name: weight(a) for name, a in params.items()}, laid_out(x))[2](laid_out(dy))
     assert ran == [True] * 2
     assert relative_error(got, expected) < 1e-12
 

@@ -148,7 +148,7 @@ class CompiledProgram:
             size, together = x.itemsize, self.batch == 1
             step, row, column = x.strides
             direct = (row if together else column) == size
-            if not direct and (row != size or k not in self.apart):
+            if not (direct or (row == size and k in self.apart)) or not x.flags.aligned:
                 x, direct = xp.array(x, order="C"), True
                 step, row, column = x.strides
             space.give(f"x{k}", x, size if direct else column)
@@ -165,8 +165,8 @@ class CompiledProgram:
             matrix = arrays[name].T if transposed else arrays[name]
             size = matrix.itemsize
             row, column = matrix.strides
-            if column != size and row != size:
-                matrix = np.ascontiguousarray(matrix)
+            if (column != size and row != size) or not matrix.flags.aligned:
+                matrix = np.array(matrix, order="C")
                 row, column = matrix.strides
             to = space.base + space.offset[panels_of(name, transposed), None]
             write(address_of(matrix), row // size, column // size, to, inner * self.routines.tile_rows, rows, inner)
@@ -333,7 +333,7 @@ class TorchProgram:
 
 def _plain(xp: Any, array: Any) -> Any:
     """An array whose rows stand one after the other in memory."""
-    return array if array.flags.c_contiguous else xp.array(array, order="C")
+    return array if array.flags.c_contiguous and array.flags.aligned else xp.array(array, order="C")
 
 
 def _sum_places(graph: Graph) -> list[Any]:
