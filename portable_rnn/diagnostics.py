@@ -148,10 +148,11 @@ def _layer_flows(
     """One `LayerFlow` for each layer and direction of a stack; `runs` are what `run_direction` saved."""
     flows = []
     ends = [end for pair in suffixes(layer) for end in pair]
-    for end, (_, hs, _, _, _, residuals), norm in zip(ends, runs, norms, strict=True):
+    for end, run, norm in zip(ends, runs, norms, strict=True):
+        hs = run.hs
         xp = namespace_of(hs)
         gate_values = getattr(layer.cell, "gate_values", None)
-        gates = gate_values(xp, residuals) if gate_values else {}
+        gates = gate_values(xp, run.residuals) if gate_values else {}
         name = f"{prefix}{type(layer).__name__}"
         if len(ends) > 1:
             name += f" {end[1:].replace('_', ' ')}"

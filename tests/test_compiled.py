@@ -266,7 +266,7 @@ def in_child(queue: Any, case: cases.Case) -> None:
 
 
 @pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="no fork on this system")
-@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.*fork.*")  # another library's threads, in the process that runs the tests
 def test_a_forked_process_starts_threads_of_its_own(turn_on: Any) -> None:
     turn_on("columns")
     case = CELLS["gru"].hard_case("gru")

@@ -401,25 +401,32 @@ def _within(e: Emitter, x: Any, most: float) -> Any:
     return x
 
 
+TANH_LIMIT = 9.0
+TANH_NUMERATOR = [
+    -1.2246230332308959e-11,
+    3.0642506747550595e-08,
+    2.8031302585288815e-05,
+    0.003869507599275691,
+    0.13680856134878921,
+    0.9999999987269129,
+]
+TANH_DENOMINATOR = [
+    1.289034496606532e-06,
+    0.00039407126715164354,
+    0.027250155195703788,
+    0.47014188225698933,
+    1.0,
+]
+
+
 def _tanh32(e: Emitter, x: Any) -> Any:
     """tanh(x) / x as a quotient of polynomials in x**2 up to |x| = 9, beyond which tanh is within a rounding of 1.
 
     Fitted by benchmarks/fit_tanh.py, which prints its largest error.
     """
-    c = _within(e, x, 9.0)
+    c = _within(e, x, TANH_LIMIT)
     u = e.builder.fmul(c, c)
-    p = e.horner(
-        u,
-        [
-            -1.2246230332308959e-11,
-            3.0642506747550595e-08,
-            2.8031302585288815e-05,
-            0.003869507599275691,
-            0.13680856134878921,
-            0.9999999987269129,
-        ],
-    )
-    q = e.horner(u, [1.289034496606532e-06, 0.00039407126715164354, 0.027250155195703788, 0.47014188225698933, 1.0])
+    p, q = e.horner(u, TANH_NUMERATOR), e.horner(u, TANH_DENOMINATOR)
     return _within(e, e.builder.fdiv(e.builder.fmul(c, p), q), 1.0)
 
 

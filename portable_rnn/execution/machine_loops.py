@@ -244,8 +244,9 @@ class _Workspace:
         }
         self.counter = np.zeros(1, dtype=np.int64)
         self.held: list[Any] = []  # what belongs to the addresses of a run
-        self.words = [np.zeros(len(self.index), dtype=np.int64) for _ in shares]
-        self.calls = [functools.partial(program.loop.function, address_of(words)) for words in self.words]
+        self.words = [[0] * len(self.index) for _ in shares]  # as arrays only when it runs: lists are faster to fill
+        self.arrays = [np.zeros(len(self.index), dtype=np.int64) for _ in shares]
+        self.calls = [functools.partial(program.loop.function, address_of(array)) for array in self.arrays]
         for n, (words, (start, stop)) in enumerate(zip(self.words, shares, strict=True)):
             known = {"batch": batch, "first": start, "width": stop - start, "part": n, "parts": len(shares)}
             known |= {"capacity": capacity, "counter": address_of(self.counter)}
@@ -261,18 +262,19 @@ class _Workspace:
         self.bytes = ends[-1] + _LINE
         self.base = 0
         self.memory: Any = None
-        self.moving = []  # for each thread, the words that are addresses in that memory, and where they stand in it
+        self.moving: list[dict[int, int]] = []  # for each thread, the words that stand in that memory, and where
         for n in range(len(self.shares)):
             found = {self.index[name]: o for (name, thread), o in self.offset.items() if thread in (None, n)}
-            self.moving.append((np.array(list(found), dtype=np.int64), np.array(list(found.values()), dtype=np.int64)))
+            self.moving.append(found)
 
     def begin(self, steps: int, reverse: bool) -> None:
         """Have memory for a run."""
         if self.memory is None:
             self.memory = reuse.empty((self.bytes,), np.uint8)
             self.base = -(-address_of(self.memory) // _LINE) * _LINE
-            for words, (which, offsets) in zip(self.words, self.moving, strict=True):
-                words[which] = self.base + offsets
+            for words, moving in zip(self.words, self.moving, strict=True):
+                for k, offset in moving.items():
+                    words[k] = self.base + offset
         self.set("steps", steps)
         self.set("reverse", int(reverse))
         self.counter[0] = 0
@@ -305,6 +307,8 @@ class _Workspace:
             words[index] = self.base + self.offset[f"x{k}_buffer", n] if used else 0
 
     def run(self) -> None:
+        for array, words in zip(self.arrays, self.words, strict=True):
+            array[:] = words
         if len(self.calls) == 1:
             self.calls[0]()
         else:
