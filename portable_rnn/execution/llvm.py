@@ -85,10 +85,7 @@ def compiled(source: str) -> dict[str, Any]:
 
     target = _target()
     module = llvm.parse_assembly(source)
-    options = llvm.create_pipeline_tuning_options(speed_level=2)
-    options.loop_vectorization = options.slp_vectorization = options.loop_unrolling = False  # it is written as vectors
-    builder = llvm.create_pass_builder(target, options)
-    builder.getModulePassManager().run(module, builder)
+    # No optimisation of the module: it is written as it should be, and that would take longer than all the rest.
     engine = llvm.create_mcjit_compiler(module, target)
     engine.finalize_object()
     _engines.append(engine)

@@ -119,15 +119,14 @@ def _tile(e: Emitter, panel: Any, right: Any, out: Any, rows: Any, vectors: int,
                 setattr(at, name, e.multiply_add(weight, column, getattr(at, name)))
         at.left, at.right = e.plus(at.left, height * size), e.plus(at.right, step)
 
+    adding = b.icmp_signed("!=", a["adding"], e.word(0))
+
     def put(i: int) -> None:
         for j in range(vectors):
             place = e.address(out, e.plus(e.times(a["out_row"], i), j * e.lanes))
             value = getattr(at, f"s{i}_{j}")
-            with b.if_else(b.icmp_signed("!=", a["adding"], e.word(0))) as (then, otherwise):
-                with then:
-                    e.store(b.fadd(value, e.load(place, mask)), place, mask)
-                with otherwise:
-                    e.store(value, place, mask)
+            so_far = b.select(adding, e.load(place, mask), zero)  # it may be anything, NaN too, if it isn't wanted
+            e.store(b.fadd(value, so_far), place, mask)
 
     for i in range(height):
         with e.when(e.less(i, rows)):
