@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 from .cells import Cell, columns_of, dropped, summed_outer
 from .execution import (
     Collected,
+    compiles,
     in_order,
     product,
-    projects_in_loop,
     scan,
     scan_in_one,
     side_by_side,
@@ -168,7 +168,7 @@ def run_direction(
     """
     w = cell.prepare(xp, p)
     forward = _Forward(cell, keep)
-    step = _ForwardOfInput(forward, before=keep and not projects_in_loop(xp))
+    step = _ForwardOfInput(forward, before=keep and not compiles(xp))  # under XLA it would be one more array
     found = scan_in_one(xp, step, state, (x, span), (w, drop), reverse=reverse, compiling=keep)
     if found is not None:
         final, (hs, residuals, before), _ = found
@@ -230,10 +230,10 @@ def run_direction_backward(
     w = _with_transposes(cell.prepare(xp, p))
     backward = _Backward(cell, watch)
     steps, _, batch = saved.x.shape
-    if sums_in_loop(xp, batch, w["Wx"].shape[0] * batch * steps):
-        before = saved.before
-        if before is None:
-            before = _h_before(xp, saved.hs, saved.h_initial, 0, steps, reverse)
+    before = saved.before
+    if before is None and sums_in_loop(xp, batch, w["Wx"].shape[0] * batch * steps):
+        before = _h_before(xp, saved.hs, saved.h_initial, 0, steps, reverse)
+    if before is not None:
         inputs = ((dhs, saved.residuals, saved.span), saved.x, before)
         found = scan_in_one(
             xp,
@@ -315,7 +315,7 @@ def _with_bias(xp: Any, w: Params, x: Array) -> tuple[Array, Array]:
 
 def _input_cotangent(xp: Any, w: Params, dz: Array) -> Array:
     """``Wx.T @ dz[t]`` for every step, (T, I, B)."""
-    if projects_in_loop(xp):
+    if compiles(xp):  # XLA's small products are as fast, and nothing is laid out anew
         return xp.matmul(w["Wx.T"], dz)
     steps, _, batch = dz.shape
     dx = xp.matmul(w["Wx.T"], columns_of(xp, dz))

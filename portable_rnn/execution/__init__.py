@@ -39,7 +39,6 @@ __all__ = [
     "keeps_residuals",
     "leaves_sums",
     "product",
-    "projects_in_loop",
     "scan",
     "scan_in_one",
     "side_by_side",
@@ -272,26 +271,18 @@ def _can_be_given(x: Any) -> bool:
     return not isinstance(x, np.ndarray) or (x.flags.c_contiguous and x.flags.writeable)
 
 
-def projects_in_loop(xp: Any) -> bool:
-    """Whether ``Wx @ x[t]`` is faster inside the time loop than as one product for all steps before it.
-
-    Under XLA it is: the small products are as fast, and (T, G * H, B) is neither written nor read back.
-    """
-    return compiles(xp)
-
-
 def leaves_sums(xp: Any) -> bool:
     """Whether a sum over time and batch is best left to a compiler as it is, or to be recorded as it is."""
     return compiles(xp) or isinstance(xp, Recorder)
 
 
 def sums_in_loop(xp: Any, batch_size: int, numbers: int) -> bool:
-    """Whether the gradients of the weights are faster added up in a loop compiled as one than as one product after it.
+    """Whether the gradients of the weights are faster added up in the time loop than as one product after it.
 
     Under XLA they are where the `numbers` of dz over all steps do not fit the cache, and a step has columns enough for
     a fast product.
     """
-    return not compiles(xp) or (batch_size >= 64 and numbers >= 1 << 21)
+    return compiles(xp) and batch_size >= 64 and numbers >= 1 << 21
 
 
 def steps_at_once(xp: Any, step_size: int, most: int) -> int | None:

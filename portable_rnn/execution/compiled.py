@@ -10,45 +10,45 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from typing import Any
+from typing import Any, NamedTuple
 
-from .llvm import Emitter, compiled, machine
+from .llvm import NUMBER_BYTES, Emitter, compiled, machine
 from .matrices import routines
 from .places import Place
 from .stages import Access, Kernel, Product, RowSum, Stages
 from .tracing import Untraceable
 
-__all__ = ["CompiledLoop", "collected", "compiled_loop", "panels_of", "vector_lanes"]
-
-_NUMBER_BYTES = {"float32": 4, "float64": 8}
+__all__ = ["Form", "collected", "compiled_loop", "panels_of", "vector_lanes"]
 
 
-class CompiledLoop:
-    """The function of `stages`.
+class Form(NamedTuple):
+    """What a loop depends on beside its stages.
 
     Attributes
     ----------
-    words : list of str
-        What ``function`` takes: an array of as many machine words, for each thread its own. See `compiled_loop`.
+    shapes : dict of str to tuple of int
+        Of a step of each input, and of what is the same at each step.
+    booleans : set of str
+        Which inputs, stacks, carries and workspaces are.
+    dtype : "float32" or "float64"
     lanes : int
-        Numbers in a vector.
+        Numbers in a vector: see `vector_lanes`.
+    single : bool
+        A batch of one column.
+    by_rows : bool
+        Threads share the rows of each stage, not the columns; there is no `RowSum` then.
     """
 
-    def __init__(self, function: Any, words: list[str], lanes: int) -> None:
-        self.function, self.words, self.lanes = function, words, lanes
+    shapes: dict[str, tuple[int, ...]]
+    booleans: set[str]
+    dtype: str
+    lanes: int
+    single: bool
+    by_rows: bool
 
 
-def compiled_loop(
-    stages: Stages,
-    shapes: dict[str, tuple[int, ...]],
-    booleans: set[str],
-    dtype: str,
-    *,
-    lanes: int,
-    single: bool,
-    by_rows: bool,
-) -> CompiledLoop:
-    """Compile the loop of `stages`.
+def compiled_loop(stages: Stages, form: Form) -> tuple[Any, list[str]]:
+    """Compile the loop of `stages`: the function, and what it takes, an array of so many words for each thread.
 
     The words are, by name:
 
@@ -65,32 +65,17 @@ def compiled_loop(
     The addresses "x0", "y0", "s0", "h0", "c0", "n0", "m0" are of the thread's first column. "w0" and "x0_buffer" are
     its own, but with `by_rows` all share "w0". Distances are numbers.
 
-    Parameters
-    ----------
-    stages : Stages
-    shapes : dict of str to tuple of int
-        Of what is the same at each step.
-    booleans : set of str
-        Which inputs, stacks and workspaces are.
-    dtype : "float32" or "float64"
-    lanes : int
-        Numbers in a vector: see `vector_lanes`.
-    single : bool
-        A batch of one column.
-    by_rows : bool
-        Threads share the rows of each stage, not the columns.
-
     Raises
     ------
     Untraceable
-        A product of something else than numbers; or `by_rows`, a sum over rows.
+        A product of something else than numbers.
     """
-    return _LoopWriter(stages, shapes, booleans, dtype, lanes, single, by_rows).write()
+    return _LoopWriter(stages, form).write()
 
 
 def vector_lanes(dtype: str, batch: int) -> int:
     """Numbers in a vector for a batch of this size."""
-    widest = machine().vector_bytes // _NUMBER_BYTES[dtype]
+    widest = machine().vector_bytes // NUMBER_BYTES[dtype]
     return max(widest // 2, 2) if 1 < batch <= widest // 2 else widest
 
 
@@ -102,25 +87,14 @@ def _function(source: str) -> Any:
 
 
 class _LoopWriter:
-    def __init__(
-        self,
-        stages: Stages,
-        shapes: dict[str, tuple[int, ...]],
-        booleans: set[str],
-        dtype: str,
-        lanes: int,
-        single: bool,
-        by_rows: bool,
-    ) -> None:
+    def __init__(self, stages: Stages, form: Form) -> None:
         from llvmlite import ir
 
-        self.stages, self.shapes, self.booleans = stages, shapes, booleans
-        self.single, self.by_rows = single, by_rows
-        if by_rows and any(isinstance(stage, RowSum) for stage in stages.stages):
-            raise Untraceable("a sum over rows that several threads have")
-        self.routines = routines(dtype, lanes)
+        self.stages, self.shapes, self.booleans = stages, form.shapes, form.booleans
+        self.single, self.by_rows = form.single, form.by_rows
+        self.routines = routines(form.dtype, form.lanes)
         self.words = self._words()
-        self.e = Emitter(ir.Module(), "loop_of_stages", ["words"], dtype, lanes)
+        self.e = Emitter(ir.Module(), "loop_of_stages", ["words"], form.dtype, form.lanes)
         self.word: dict[str, Any] = {}
         self.memory: dict[str, tuple[Any, Any]] = {}  # at this step: address, row length
 
@@ -148,7 +122,7 @@ class _LoopWriter:
         names |= dict.fromkeys(f"sum{k}" for k in range(len(self.stages.terms)))
         return list(names)
 
-    def write(self) -> CompiledLoop:
+    def write(self) -> tuple[Any, list[str]]:
         e = self.e
         words = e.arguments["words"]
         self.word = {name: e.load_word(e.address(words, k, 8)) for k, name in enumerate(self.words)}
@@ -179,7 +153,7 @@ class _LoopWriter:
                     setattr(at, f"n{number}", before[f"m{number}"])
                     setattr(at, f"m{number}", before[f"n{number}"])
         e.finish()
-        return CompiledLoop(_function(str(e.module)), self.words, e.lanes)
+        return _function(str(e.module)), self.words
 
     def _wait(self) -> None:
         """What other threads write before it is there afterwards."""
@@ -349,8 +323,7 @@ class _LoopWriter:
         one = access.spread == "column" or (access.spread == "row" and self.single)
         if boolean:
             if one:
-                byte = e.builder.load(e._at(address), typ=e.byte)
-                return e.spread(e.builder.icmp_unsigned("!=", byte, e.byte(0)))
+                return e.spread(e.builder.icmp_unsigned("!=", e.load_number(address, e.byte), e.byte(0)))
             found = e.load(address, mask, e.byte)
             return e.builder.icmp_unsigned("!=", found, e.ir.Constant(found.type, None))
         return e.spread(e.load_number(address)) if one else e.load(address, mask)

@@ -93,7 +93,6 @@ class _Cutter:
             outputs,
             ends,
             [self.graph.values[number] for number in hoisted],
-            self.graph.inputs["xs"][0].shape[0],
             [self._term(value) for value in self.terms],
         )
         if self.donate:

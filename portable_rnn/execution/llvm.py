@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
-__all__ = ["Emitter", "Machine", "compiled", "has_llvm", "is_loaded", "machine"]
+__all__ = ["NUMBER_BYTES", "Emitter", "Machine", "compiled", "has_llvm", "is_loaded", "machine"]
 
 
 @functools.lru_cache(maxsize=1)
@@ -74,6 +74,7 @@ def _target() -> Any:
     )
 
 
+NUMBER_BYTES = {"float32": 4, "float64": 8}
 _TURNS = 1 << 12  # of waiting, after which another thread may have the processor
 
 _engines: list[Any] = []  # the code lives as long as they do
@@ -118,7 +119,7 @@ class Emitter:
         self.ir, self.module, self.dtype, self.lanes = ir, module, dtype, lanes
         self.word, self.bit, self.byte = ir.IntType(64), ir.IntType(1), ir.IntType(8)
         self.number = ir.FloatType() if dtype == "float32" else ir.DoubleType()
-        self.number_bytes = 4 if dtype == "float32" else 8
+        self.number_bytes = NUMBER_BYTES[dtype]
         self.pointer = ir.PointerType()
         self.function = ir.Function(module, ir.FunctionType(ir.VoidType(), [self.word] * len(arguments)), name)
         self.arguments = dict(zip(arguments, self.function.args, strict=True))
@@ -239,8 +240,10 @@ class Emitter:
     def load_word(self, address: Any) -> Any:
         return self.builder.load(self._at(address), typ=self.word)
 
-    def load_number(self, address: Any) -> Any:
-        return self.builder.load(self._at(address), typ=self.number, align=self.number_bytes)
+    def load_number(self, address: Any, kind: Any = None) -> Any:
+        """One number (or one of `kind`)."""
+        size = self.number_bytes if kind is None else 1
+        return self.builder.load(self._at(address), typ=kind or self.number, align=size)
 
     def store_number(self, value: Any, address: Any) -> None:
         self.builder.store(value, self._at(address), align=self.number_bytes)
@@ -273,19 +276,17 @@ class Emitter:
         numbers = self.ir.Constant(self.vector(self.word), list(range(self.lanes)))
         return self.builder.icmp_signed("<", numbers, self.spread(self.integer(count)))
 
-    def spread(self, value: Any) -> Any:
-        """A number in every lane."""
-        form = self.vector(value.type)
+    def spread(self, value: Any, lanes: int | None = None) -> Any:
+        """A value in every lane."""
+        form, index = self.vector(value.type, lanes), self.ir.IntType(32)
         undefined = self.ir.Constant(form, self.ir.Undefined)
-        one = self.builder.insert_element(undefined, value, self.ir.IntType(32)(0))
-        return self.builder.shuffle_vector(one, undefined, self.ir.Constant(self.vector(self.ir.IntType(32)), None))
+        one = self.builder.insert_element(undefined, value, index(0))
+        return self.builder.shuffle_vector(one, undefined, self.ir.Constant(self.vector(index, lanes), None))
 
-    def constant(self, value: float) -> Any:
+    def constant(self, value: float, lanes: int | None = None) -> Any:
         """A number in every lane."""
-        return self.ir.Constant(self.vector(self.number), [float(value)] * self.lanes)
-
-    def truth(self, value: bool) -> Any:
-        return self.ir.Constant(self.vector(self.bit), [int(value)] * self.lanes)
+        form = self.vector(self.number, lanes)
+        return self.ir.Constant(form, [float(value)] * form.count)
 
     # ------------------------------------------------------------------ vectors of numbers
 
@@ -321,9 +322,7 @@ class Emitter:
 
     def by_lane(self, name: str, x: Any) -> Any:
         """A function of the C library for each lane."""
-        kind = self.ir.FunctionType(self.number, [self.number])
-        name = name + "f" * (self.dtype == "float32")
-        function = self.module.globals.get(name) or self.ir.Function(self.module, kind, name)
+        function = self._declared(name + "f" * (self.dtype == "float32"), self.number, [self.number])
         found = self.ir.Constant(x.type, self.ir.Undefined)
         for lane in range(self.lanes):
             index = self.ir.IntType(32)(lane)

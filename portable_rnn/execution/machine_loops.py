@@ -11,7 +11,7 @@ import numpy as np
 
 from ..namespace import map_leaves
 from . import reuse
-from .compiled import collected, compiled_loop, panels_of, vector_lanes
+from .compiled import Form, collected, compiled_loop, panels_of, vector_lanes
 from .dialects import dialect
 from .kernels import make_stages
 from .matrices import routines
@@ -59,16 +59,11 @@ class CompiledProgram:
         few = self.batch < 2 * lanes and self.multiplications >= _WORTH_WAITING and not sums_rows
         self.by_rows = few and threads() > 1
         self.routines = routines(dtype, lanes)
-        self.loop = compiled_loop(
-            stages,
-            {name: value.shape for name, value in inputs.items()},
-            booleans,
-            dtype,
-            lanes=lanes,
-            single=self.batch == 1,
-            by_rows=self.by_rows,
-        )
-        self.index = {name: k for k, name in enumerate(self.loop.words)}
+        shapes = {name: value.shape for name, value in inputs.items()}
+        form = Form(shapes, booleans, dtype, lanes, single=self.batch == 1, by_rows=self.by_rows)
+        self.function, words = compiled_loop(stages, form)
+        self.index = {name: k for k, name in enumerate(words)}
+        self.lanes = max(lanes, _LINE // self.dtype.itemsize)  # of a thread at least: none writes to another's line
         # by number, the inputs that are read, and how many rows those have that may have to be transposed
         self.read = [k for k in range(len(graph.inputs["xs"])) if f"x{k}" in self.index]
         self.apart = {k: inputs[f"x{k}"].shape[0] for k in self.read if f"x{k}" not in booleans and self.batch > 1}
@@ -136,10 +131,9 @@ class CompiledProgram:
         batch = self.batch
         if most == 1 or self.by_rows:
             return [(0, batch)] * most
-        lanes = max(self.loop.lanes, _LINE // self.dtype.itemsize)  # none writes to a line of another
-        vectors = -(-batch // lanes)
+        vectors = -(-batch // self.lanes)
         count = min(most, vectors)
-        bounds = [min(vectors * k // count * lanes, batch) for k in range(count + 1)]
+        bounds = [min(vectors * k // count * self.lanes, batch) for k in range(count + 1)]
         return list(itertools.pairwise(bounds))
 
     def _give_inputs(self, space: _Workspace, xp: Any, xs: list[Any]) -> None:
@@ -246,7 +240,7 @@ class _Workspace:
         self.held: list[Any] = []  # what belongs to the addresses of a run
         self.words = [[0] * len(self.index) for _ in shares]  # as arrays only when it runs: lists are faster to fill
         self.arrays = [np.zeros(len(self.index), dtype=np.int64) for _ in shares]
-        self.calls = [functools.partial(program.loop.function, address_of(array)) for array in self.arrays]
+        self.calls = [functools.partial(program.function, address_of(array)) for array in self.arrays]
         for n, (words, (start, stop)) in enumerate(zip(self.words, shares, strict=True)):
             known = {"batch": batch, "first": start, "width": stop - start, "part": n, "parts": len(shares)}
             known |= {"capacity": capacity, "counter": address_of(self.counter)}

@@ -139,17 +139,12 @@ def _write_column_product(module: Any, name: str, dtype: str, lanes: int, height
     a, at_once = e.arguments, 4  # sums that don't wait for each other
     with e.loop(0, a["rows"], height) as (row, _):
         panel = e.address(a["left"], e.times(row, a["inner"]))
-        zero = e.ir.Constant(e.vector(e.number, height), [0.0] * height)
+        zero = e.constant(0, height)
         most = e.rounded_down(a["inner"], at_once)
 
         def add(at: Any, k: Any, count: int) -> None:
             for j in range(count):
-                right = e.load_number(e.address(a["right"], e.plus(k, j)))
-                form = e.vector(e.number, height)
-                undefined = e.ir.Constant(form, e.ir.Undefined)
-                one = e.builder.insert_element(undefined, right, e.ir.IntType(32)(0))
-                lanes_of_one = e.ir.Constant(e.vector(e.ir.IntType(32), height), None)
-                spread = e.builder.shuffle_vector(one, undefined, lanes_of_one)
+                spread = e.spread(e.load_number(e.address(a["right"], e.plus(k, j))), height)
                 left = e.load(e.address(panel, e.times(e.plus(k, j), height)), lanes=height)
                 setattr(at, f"s{j}", e.multiply_add(left, spread, getattr(at, f"s{j}")))
 
@@ -243,7 +238,7 @@ def _write_add_totals(module: Any, name: str, dtype: str, lanes: int, height: in
     a, b = e.arguments, e.builder
     with e.loop(0, a["rows"], height) as (row, _):
         panel = e.address(a["left"], e.times(b.sdiv(row, e.word(height)), a["panel_size"]))
-        zero = e.ir.Constant(e.vector(e.number, height), [0.0] * height)
+        zero = e.constant(0, height)
         with e.loop(0, a["inner"], 1, total=zero) as (k, at):
             at.total = b.fadd(at.total, e.load(e.address(panel, e.times(k, height)), lanes=height))
         for i in range(height):

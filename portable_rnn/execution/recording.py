@@ -16,8 +16,6 @@ class Arguments:
     Attributes
     ----------
     leaves : lists of the arrays of carry, xs and shared
-    floating : dtype
-        Of the loop.
     structures : their nests, as from `tracing.flattened`
     forms : tuple of tuples of (shape of a step, dtype), or None
         None: there can be no program.
@@ -29,7 +27,6 @@ class Arguments:
         same: list[Any] = []
         self.leaves = (first, over_time, same)
         self.structures = (flattened(carry, first), flattened(xs, over_time), flattened(shared, same))
-        self.floating = first[0].dtype
         self.forms: Any = None
         if list not in map(type, over_time) and _hashable(step):
             self.forms = (

@@ -92,8 +92,6 @@ class Stages:
         The variable of each carry after the step; "n0" alternates between two buffers.
     hoisted : list of Value
         What is made once before the loop, in the order of "h0", "h1", ...
-    first_rows : int
-        Rows of the first input.
     terms : list of Term
         Each is summed over the steps.
     """
@@ -104,7 +102,6 @@ class Stages:
     outputs: list[tuple[str, int, int, int]]
     ends: list[str]
     hoisted: list[Value]
-    first_rows: int
     terms: list[Term] = field(default_factory=list)
 
 
