@@ -16,7 +16,17 @@ if importlib.util.find_spec("llvmlite") is not None:
     from portable_rnn.execution import llvm, matrices
 
 KINDS = [("float32", 16), ("float32", 8), ("float32", 4), ("float64", 8), ("float64", 2)]
-SHAPES = [(8, 3, 16), (13, 7, 5), (64, 20, 70), (48, 64, 64), (30, 10, 33), (1, 1, 1), (9, 300, 48), (2500, 40, 3)]
+SHAPES = [
+    (8, 3, 16),
+    (13, 7, 5),
+    (64, 20, 70),
+    (48, 64, 64),
+    (30, 10, 33),
+    (1, 1, 1),
+    (9, 300, 48),
+    (2500, 40, 3),
+    (9, 1030, 17),
+]
 
 
 @pytest.fixture(params=[4, 8], autouse=True)

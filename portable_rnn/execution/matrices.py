@@ -10,13 +10,14 @@ Source: Goto and van de Geijn (2008), Anatomy of high-performance matrix multipl
 from __future__ import annotations
 
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 from .llvm import Emitter, compiled, machine
 
 __all__ = ["Routines", "routines"]
 
 _IN_CACHE = 1 << 16  # numbers of a left matrix which are taken for one tile's columns after the other
+_INNER = 512  # of K that are taken at once: so many rows of the right side stay in the cache
 
 
 class Routines:
@@ -75,24 +76,43 @@ def _write_product(module: Any, name: str, dtype: str, lanes: int, height: int) 
     words = ["left", "panel_size", "right", "right_row", "out", "out_row", "rows", "inner", "columns", "adding"]
     e = Emitter(module, name, words, dtype, lanes)
     a = e.arguments
-    at_once = e.plus(e.builder.sdiv(e.word(_IN_CACHE // height), e.plus(a["inner"], 1)), 1)
+    with e.loop(0, a["inner"], _INNER) as (k, _):
+        inner = e.smaller(_INNER, e.minus(a["inner"], k))
+        adding = e.builder.or_(e.less(0, k), e.builder.icmp_signed("!=", a["adding"], e.word(0)))
+        left, right = e.address(a["left"], e.times(k, height)), e.address(a["right"], e.times(k, a["right_row"]))
+        _write_part(_Part(e, left, right, inner, adding, height))
+    e.finish()
+
+
+class _Part(NamedTuple):
+    """A product over a part of K, by the routine's own arguments beside what is given."""
+
+    e: Emitter
+    left: Any
+    right: Any
+    inner: Any
+    adding: Any
+    height: int
+
+
+def _write_part(part: _Part) -> None:
+    e, height = part.e, part.height
+    a = e.arguments
+    at_once = e.plus(e.builder.sdiv(e.word(_IN_CACHE // height), e.plus(part.inner, 1)), 1)
     block = e.times(at_once, height)
     with e.loop(0, a["rows"], block) as (first, _):
         last = e.smaller(e.plus(first, block), a["rows"])
 
         def rows_of_tiles(column: Any, vectors: int, mask: Any) -> None:
             with e.loop(first, last, height) as (row, _):
-                panel = e.address(a["left"], e.times(e.builder.sdiv(row, e.word(height)), a["panel_size"]))
-                right = e.address(a["right"], column)
-                out = e.address(a["out"], e.plus(e.times(row, a["out_row"]), column))
-                _tile(e, panel, right, out, e.minus(a["rows"], row), vectors, mask, height)
+                _write_tile(part, row, column, vectors, mask)
 
         start = e.word(0)
         for vectors in (3, 2, 1):
-            width = vectors * lanes
+            width = vectors * e.lanes
             # four vectors are two and two, not three and one
             spare = e.minus(a["columns"], start)
-            four = e.builder.icmp_signed("==", e.rounded_down(spare, lanes), e.word(4 * lanes))
+            four = e.builder.icmp_signed("==", e.rounded_down(spare, e.lanes), e.word(4 * e.lanes))
             fits = e.builder.select(four, e.word(0), spare) if vectors == 3 else spare
             stop = e.plus(start, e.minus(fits, e.builder.srem(fits, e.word(width))))
             with e.loop(start, stop, width) as (column, _):
@@ -100,34 +120,34 @@ def _write_product(module: Any, name: str, dtype: str, lanes: int, height: int) 
             start = stop
         with e.when(e.less(start, a["columns"])):
             rows_of_tiles(start, 1, e.mask(e.minus(a["columns"], start)))
-    e.finish()
 
 
-def _tile(e: Emitter, panel: Any, right: Any, out: Any, rows: Any, vectors: int, mask: Any, height: int) -> None:
-    """A tile of the result: `height` rows, or `rows` if less, of so many vectors."""
-    a, b = e.arguments, e.builder
-    step = e.times(a["right_row"], e.number_bytes)
+def _write_tile(part: _Part, row: Any, column: Any, vectors: int, mask: Any) -> None:
+    """A tile of the result: the rows of a panel, as far as there are rows, of so many vectors."""
+    e, height = part.e, part.height
+    a, b, size = e.arguments, e.builder, e.number_bytes
+    panel = e.address(part.left, e.times(b.sdiv(row, e.word(height)), a["panel_size"]))
+    right, out = e.address(part.right, column), e.address(a["out"], e.plus(e.times(row, a["out_row"]), column))
+    step = e.times(a["right_row"], size)
     zero = e.constant(0)
     sums = {f"s{i}_{j}": zero for i in range(height) for j in range(vectors)}
-    size = e.number_bytes
-    with e.loop(0, a["inner"], 1, left=panel, right=right, **sums) as (_, at):
+    with e.loop(0, part.inner, 1, left=panel, right=right, **sums) as (_, at):
         columns = [e.load(e.address(at.right, j * e.lanes), mask) for j in range(vectors)]
         for i in range(height):
             weight = e.spread(e.load_number(e.address(at.left, i)))
-            for j, column in enumerate(columns):
+            for j, value in enumerate(columns):
                 name = f"s{i}_{j}"
-                setattr(at, name, e.multiply_add(weight, column, getattr(at, name)))
+                setattr(at, name, e.multiply_add(weight, value, getattr(at, name)))
         at.left, at.right = e.plus(at.left, height * size), e.plus(at.right, step)
-
-    adding = b.icmp_signed("!=", a["adding"], e.word(0))
 
     def put(i: int) -> None:
         for j in range(vectors):
             place = e.address(out, e.plus(e.times(a["out_row"], i), j * e.lanes))
             value = getattr(at, f"s{i}_{j}")
-            so_far = b.select(adding, e.load(place, mask), zero)  # it may be anything, NaN too, if it isn't wanted
+            so_far = b.select(part.adding, e.load(place, mask), zero)  # it may be anything, NaN too, if it isn't wanted
             e.store(b.fadd(value, so_far), place, mask)
 
+    rows = e.minus(a["rows"], row)
     for i in range(height):
         with e.when(e.less(i, rows)):
             put(i)
