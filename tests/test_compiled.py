@@ -281,3 +281,16 @@ def test_a_forked_process_starts_threads_of_its_own(turn_on: Any) -> None:
         child.terminate()
         child.join()
     assert relative_error(got, expected) == 0
+
+
+@pytest.mark.parametrize("by", SHARED_BY)
+def test_what_is_too_small_to_be_normal_is_zero_in_a_loop_and_stays_as_it_is_outside(by: str, turn_on: Any) -> None:
+    turn_on(by)
+    if not llvm.machine().has_control_word:
+        pytest.skip("this processor is as fast with numbers that are too small to be normal")
+    layer = prnn.RNN(1, 5, nonlinearity="relu", bias=False)
+    params = {"weight_ih_l0": np.zeros((5, 1), "float32"), "weight_hh_l0": 0.5 * np.eye(5, dtype="float32")}
+    normal, tiny = np.finfo("float32").smallest_normal, np.float32(2) ** -140
+    y, _ = layer.apply(params, np.ones((7, 4, 1), "float32"), np.full((1, 7, 5), 4 * normal, "float32"))
+    assert np.array_equal(y[:, :, 0] / normal, np.broadcast_to(np.float32([2, 1, 0, 0]), (7, 4)))
+    assert np.full(5, tiny)[0] * np.float32(0.5) == np.float32(2) ** -141

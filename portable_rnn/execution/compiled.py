@@ -127,6 +127,13 @@ class _LoopWriter:
         words = e.arguments["words"]
         self.word = {name: e.load_word(e.address(words, k, 8)) for k, name in enumerate(self.words)}
         carried = {name: self.word[name] for name in self.words if name[0] in "cnm" and name[1:].isdigit()}
+        with e.tiny_as_zero():
+            self._write_steps(carried)
+        e.finish()
+        return _function(str(e.module)), self.words
+
+    def _write_steps(self, carried: dict[str, Any]) -> None:
+        e = self.e
         with e.loop(0, self.word["steps"], 1, filled=e.word(0), counted=e.word(0), **carried) as (k, at):
             self.counted = at.counted
             backwards = e.minus(e.minus(self.word["steps"], 1), k)
@@ -152,8 +159,6 @@ class _LoopWriter:
                 if end == f"n{number}":
                     setattr(at, f"n{number}", before[f"m{number}"])
                     setattr(at, f"m{number}", before[f"n{number}"])
-        e.finish()
-        return _function(str(e.module)), self.words
 
     def _wait(self) -> None:
         """What other threads write before it is there afterwards."""

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
-__all__ = ["NUMBER_BYTES", "Emitter", "Machine", "compiled", "has_llvm", "is_loaded", "machine"]
+__all__ = ["NUMBER_BYTES", "Emitter", "Machine", "compiled", "entry_of", "has_llvm", "is_loaded", "machine"]
 
 
 @functools.lru_cache(maxsize=1)
@@ -43,10 +43,13 @@ class Machine:
         Of the widest vector.
     tile_rows : int
         Rows of a tile of a matrix product, as many as the registers hold with three vectors each.
+    has_control_word : bool
+        Whether ``mxcsr`` says what becomes of numbers too small to be normal, as on x86.
     """
 
     vector_bytes: int
     tile_rows: int
+    has_control_word: bool = False
 
 
 @functools.lru_cache(maxsize=1)
@@ -55,11 +58,12 @@ def machine() -> Machine:
     import llvmlite.binding as llvm
 
     features = llvm.get_host_cpu_features()
+    x86 = bool(features.get("sse2"))
     if features.get("avx512f"):
-        return Machine(64, 8)
+        return Machine(64, 8, x86)
     if features.get("avx"):
-        return Machine(32, 4)
-    return Machine(16, 4 if features.get("sse2") else 8)
+        return Machine(32, 4, x86)
+    return Machine(16, 4 if x86 else 8, x86)
 
 
 @functools.lru_cache(maxsize=1)
@@ -75,6 +79,7 @@ def _target() -> Any:
 
 
 NUMBER_BYTES = {"float32": 4, "float64": 8}
+_TINY_AS_ZERO = 0x8040  # of mxcsr: as results (15) and as operands (6)
 _TURNS = 1 << 12  # of waiting, after which another thread may have the processor
 
 _engines: list[Any] = []  # the code lives as long as they do
@@ -100,6 +105,11 @@ def compiled(source: str) -> dict[str, Any]:
     return found
 
 
+def entry_of(function: Any) -> int:
+    """The address at which a compiled function starts."""
+    return int(ctypes.cast(function, ctypes.c_void_p).value or 0)
+
+
 class Emitter:
     """Writes one function, whose arguments are machine words: numbers, and addresses of arrays of `dtype`.
 
@@ -113,7 +123,7 @@ class Emitter:
         Numbers in a vector.
     """
 
-    def __init__(self, module: Any, name: str, arguments: list[str], dtype: str, lanes: int) -> None:
+    def __init__(self, module: Any, name: str, arguments: list[str], dtype: str = "float64", lanes: int = 1) -> None:
         from llvmlite import ir
 
         self.ir, self.module, self.dtype, self.lanes = ir, module, dtype, lanes
@@ -156,6 +166,9 @@ class Emitter:
     def less(self, a: Any, b: Any) -> Any:
         return self.builder.icmp_signed("<", self.integer(a), self.integer(b))
 
+    def equal(self, a: Any, b: Any) -> Any:
+        return self.builder.icmp_signed("==", self.integer(a), self.integer(b))
+
     def smaller(self, a: Any, b: Any) -> Any:
         return self.builder.select(self.less(a, b), self.integer(a), self.integer(b))
 
@@ -194,28 +207,56 @@ class Emitter:
         with self.builder.if_then(condition):
             yield
 
+    @contextmanager
+    def tiny_as_zero(self) -> Iterator[None]:
+        """Where numbers too small to be normal cost a hundred times the others, take them as zero.
+
+        They come with gradients that vanish over time, and with what stands by chance in memory that nobody uses.
+        """
+        if not machine().has_control_word:
+            yield
+            return
+        b, word = self.builder, self.ir.IntType(32)
+        before, place = b.alloca(word), b.alloca(word)
+        kind = (self.ir.VoidType(), [self.pointer])
+        load, store = (self._declared(f"llvm.x86.sse.{name}mxcsr", *kind) for name in ("ld", "st"))
+        pointers = [b.bitcast(slot, self.pointer) for slot in (before, place)]
+        b.call(store, pointers[:1])
+        changed = b.or_(b.load(pointers[0], typ=word, align=4), word(_TINY_AS_ZERO))
+        b.store(changed, pointers[1], align=4)
+        b.call(load, pointers[1:])
+        yield
+        b.call(load, pointers[:1])
+
     def wait_for_others(self, counter: Any, target: Any) -> None:
         """Count this thread at an address, and go on when as many as `target` were counted."""
+        self.builder.atomic_rmw("add", self._at(counter), self.word(1), "acq_rel")
+        self.wait_while(lambda: self.less(self.load_shared(counter), target))
+
+    def wait_while(self, condition: Callable[[], Any]) -> None:
+        """Look at a condition again and again, which other threads change."""
         b = self.builder
-        place = self._at(counter)
-        b.atomic_rmw("add", place, self.word(1), "acq_rel")
         head, again, after = (b.append_basic_block() for _ in range(3))
         before = b.block
         b.branch(head)
         b.position_at_end(head)
         turns = b.phi(self.word)
         turns.add_incoming(self.word(0), before)
-        count = b.load_atomic(place, "acquire", 8, typ=self.word)
-        b.cbranch(self.less(count, target), again, after)
+        b.cbranch(condition(), again, after)
         b.position_at_end(again)
-        if hasattr(os, "sched_yield"):  # others may need this processor
-            long = b.icmp_signed("==", b.and_(turns, self.word(_TURNS - 1)), self.word(_TURNS - 1))
-            with b.if_then(long, likely=False):
-                yield_ = self._declared("sched_yield", self.ir.IntType(32), [])
-                b.call(yield_, [])
+        self.give_way_every(_TURNS, turns)
         turns.add_incoming(b.add(turns, self.word(1)), b.block)
         b.branch(head)
         b.position_at_end(after)
+
+    def give_way_every(self, most: int, turns: Any) -> None:
+        """Let other threads have this processor, once in so many turns: a power of 2."""
+        if not hasattr(os, "sched_yield"):
+            return
+        b = self.builder
+        long = b.icmp_signed("==", b.and_(turns, self.word(most - 1)), self.word(most - 1))
+        with b.if_then(long, likely=False):
+            b.call(self._declared("sched_yield", self.ir.IntType(32), []), [])
 
     def finish(self) -> None:
         self.builder.ret_void()
@@ -224,6 +265,11 @@ class Emitter:
         """A function of another module."""
         function = self._declared(name, self.ir.VoidType(), [self.word] * len(words))
         self.builder.call(function, [self.integer(word) for word in words])
+
+    def call_at(self, address: Any, word: Any) -> None:
+        """A function of one word, which stands at an address."""
+        kind = self.ir.FunctionType(self.ir.VoidType(), [self.word])
+        self.builder.call(_function_at(self.ir, self._at(address), kind), [word])
 
     # ------------------------------------------------------------------ memory
 
@@ -239,6 +285,22 @@ class Emitter:
 
     def load_word(self, address: Any) -> Any:
         return self.builder.load(self._at(address), typ=self.word)
+
+    def store_word(self, value: Any, address: Any) -> None:
+        self.builder.store(self.integer(value), self._at(address))
+
+    def load_shared(self, address: Any) -> Any:
+        """A word that other threads write, and with it what they wrote before."""
+        return self.builder.load_atomic(self._at(address), "acquire", 8, typ=self.word)
+
+    def store_shared(self, value: Any, address: Any) -> None:
+        """A word that other threads read."""
+        self.builder.atomic_rmw("xchg", self._at(address), self.integer(value), "acq_rel")
+
+    def exchange(self, address: Any, expected: int, value: int) -> Any:
+        """Set a word that other threads read, if it is as expected; whether it was."""
+        found = self.builder.cmpxchg(self._at(address), self.word(expected), self.word(value), "acq_rel", "acquire")
+        return self.builder.extract_value(found, 1)
 
     def load_number(self, address: Any, kind: Any = None) -> Any:
         """One number (or one of `kind`)."""
@@ -333,6 +395,18 @@ class Emitter:
     def apply(self, op: str, *values: Any) -> Any:
         """An operation of `tracing.POINTWISE`."""
         return _OPERATIONS[op](self, *values)
+
+
+def _function_at(ir: Any, pointer: Any, kind: Any) -> Any:
+    """What llvmlite takes for a function: a pointer that knows its kind."""
+
+    class Function(ir.Value):  # type: ignore[misc]
+        type, function_type = pointer.type, kind
+
+        def get_reference(self) -> Any:
+            return pointer.get_reference()
+
+    return Function()
 
 
 def _short(kind: Any) -> str:

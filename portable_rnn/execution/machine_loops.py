@@ -14,11 +14,12 @@ from . import reuse
 from .compiled import Form, collected, compiled_loop, panels_of, vector_lanes
 from .dialects import dialect
 from .kernels import make_stages
+from .llvm import entry_of
 from .matrices import routines
 from .recording import Arguments, hoisting, outputs_over_time, recorded
 from .stages import Product, RowSum
 from .tracing import Graph, Untraceable, rebuilt
-from .workers import at_once, threads, waiting_for_each_other
+from .workers import at_once, several, threads
 
 __all__ = ["compiled_scan"]
 
@@ -76,9 +77,9 @@ class CompiledProgram:
         """(leaves of the final carry, nest of the outputs, nest of the sums)."""
         arguments = (xp, carry, xs, shared, reverse)
         most = threads() if self.multiplications * xs[0].shape[0] >= _WORTH_A_THREAD else 1
-        if most == 1 or not (self.by_rows or self.stages.terms):
-            return self._run(most, *arguments)
-        with waiting_for_each_other(most) as count:
+        if most == 1:
+            return self._run(1, *arguments)
+        with several(most) as count:
             return self._run(count, *arguments)
 
     def _run(
@@ -240,7 +241,8 @@ class _Workspace:
         self.held: list[Any] = []  # what belongs to the addresses of a run
         self.words = [[0] * len(self.index) for _ in shares]  # as arrays only when it runs: lists are faster to fill
         self.arrays = [np.zeros(len(self.index), dtype=np.int64) for _ in shares]
-        self.calls = [functools.partial(program.function, address_of(array)) for array in self.arrays]
+        self.addresses = np.array([address_of(array) for array in self.arrays])
+        self.function, self.entry = program.function, entry_of(program.function)
         for n, (words, (start, stop)) in enumerate(zip(self.words, shares, strict=True)):
             known = {"batch": batch, "first": start, "width": stop - start, "part": n, "parts": len(shares)}
             known |= {"capacity": capacity, "counter": address_of(self.counter)}
@@ -303,10 +305,10 @@ class _Workspace:
     def run(self) -> None:
         for array, words in zip(self.arrays, self.words, strict=True):
             array[:] = words
-        if len(self.calls) == 1:
-            self.calls[0]()
+        if len(self.arrays) == 1:
+            self.function(int(self.addresses[0]))
         else:
-            at_once(self.calls)
+            at_once(self.entry, self.addresses)
 
 
 def address_of(array: Any) -> int:

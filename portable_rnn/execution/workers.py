@@ -1,4 +1,8 @@
-"""Threads that run compiled loops beside each other."""
+"""Threads that run compiled loops beside each other.
+
+Between one loop and the next, which often follows at once, a thread looks for work for a while before it sleeps: waking
+it takes as long as a small loop runs. It looks, runs and waits in machine code, without Python's lock.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +10,22 @@ import ctypes
 import functools
 import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from typing import Any
 
-__all__ = ["at_once", "threads", "waiting_for_each_other"]
+import numpy as np
+
+from .llvm import Emitter, compiled
+
+__all__ = ["at_once", "several", "threads"]
+
+_WORDS = 16  # of a board: two lines of the cache, since processors fetch them in pairs
+_STATE, _FUNCTION, _ARGUMENT, _SLEPT = range(4)  # of which these are used
+_ASLEEP, _IDLE, _BUSY = range(3)  # states
+_TURNS = 3000  # of looking for work, about a millisecond
+_LOOKS = 64  # in a turn
+_MOST = 1024  # threads
 
 
 @functools.lru_cache(maxsize=1)
@@ -18,30 +33,128 @@ def threads() -> int:
     """How many to use: the processors that this process may run on, or ``$OMP_NUM_THREADS`` if that is less."""
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     given = os.environ.get("OMP_NUM_THREADS", "")
-    return max(min(usable, int(given)), 1) if given.isdigit() else usable
+    return max(min(usable, int(given) if given.isdigit() else usable, _MOST), 1)
+
+
+# ---------------------------------------------------------------------- machine code
+
+
+@functools.lru_cache(maxsize=1)
+def _functions() -> dict[str, Any]:
+    from llvmlite import ir
+
+    module = ir.Module()
+    _write_serve(module)
+    _write_begin(module)
+    _write_lead(module)
+    return compiled(str(module))
+
+
+def _write_serve(module: Any) -> None:
+    """Run what is put on a board, until nothing was for `turns`. Arguments: board, turns."""
+    e = Emitter(module, "serve", ["board", "turns"])
+    b, board = e.builder, e.arguments["board"]
+    look, work, rest, tired, done = (b.append_basic_block() for _ in range(5))
+    start = b.block
+    b.branch(look)
+    b.position_at_end(look)
+    count = b.phi(e.word)
+    count.add_incoming(e.word(0), start)
+    b.cbranch(e.equal(e.load_shared(e.address(board, _STATE, 8)), _BUSY), work, rest)
+
+    b.position_at_end(work)
+    e.call_at(e.load_word(e.address(board, _FUNCTION, 8)), e.load_word(e.address(board, _ARGUMENT, 8)))
+    e.store_shared(_IDLE, e.address(board, _STATE, 8))
+    count.add_incoming(e.word(0), b.block)
+    b.branch(look)
+
+    b.position_at_end(rest)
+    more = e.plus(count, 1)
+    e.give_way_every(_LOOKS, count)
+    count.add_incoming(more, b.block)
+    b.cbranch(e.less(more, e.times(e.arguments["turns"], _LOOKS)), look, tired)
+
+    b.position_at_end(tired)  # unless there is work just now
+    asleep = e.exchange(e.address(board, _STATE, 8), _IDLE, _ASLEEP)
+    count.add_incoming(e.word(0), b.block)
+    b.cbranch(asleep, done, look)
+    b.position_at_end(done)
+    e.finish()
+
+
+def _write_begin(module: Any) -> None:
+    """Put a function on boards, and note who sleeps. Arguments: boards, count, function, arguments (one for each)."""
+    e = Emitter(module, "begin", ["boards", "count", "function", "arguments"])
+    a = e.arguments
+    with e.loop(0, a["count"]) as (k, _):
+        board = e.address(a["boards"], k, 8 * _WORDS)
+        e.store_word(a["function"], e.address(board, _FUNCTION, 8))
+        e.store_word(e.load_word(e.address(a["arguments"], k, 8)), e.address(board, _ARGUMENT, 8))
+        awake = e.exchange(e.address(board, _STATE, 8), _IDLE, _BUSY)
+        e.store_word(e.builder.select(awake, e.word(0), e.word(1)), e.address(board, _SLEPT, 8))
+        with e.when(e.builder.not_(awake)):
+            e.store_shared(_BUSY, e.address(board, _STATE, 8))
+    e.finish()
+
+
+def _write_lead(module: Any) -> None:
+    """Run a function here, then wait until all boards are done. Arguments: boards, count, function, argument."""
+    e = Emitter(module, "lead", ["boards", "count", "function", "argument"])
+    a = e.arguments
+    e.call_at(a["function"], a["argument"])
+    with e.loop(0, a["count"]) as (k, _):
+        state = e.address(a["boards"], k, 8 * _WORDS)
+        e.wait_while(lambda: e.equal(e.load_shared(state), _BUSY))
+    e.finish()
+
+
+# ---------------------------------------------------------------------- threads
 
 
 class _Workers:
-    """A pool of threads, one less than the processors, that is started at its first use."""
+    """Threads, one less than the processors, that are started at their first use."""
 
     def __init__(self) -> None:
-        self.pool: ThreadPoolExecutor | None = None
         self.beside = -1  # the processor that they leave to the thread which calls them
         self.numbers: list[int] = []  # of the threads, for the system
         self.placed = 0  # how many of them
-        self.one_after_another = threading.Lock()  # of those whose calls wait for each other
+        self.taken = threading.Lock()  # by one that calls them
+        self.alarms: list[Any] = []  # a lock for each: it sleeps until that is free
+        self.memory = np.zeros((_MOST + 1) * _WORDS, dtype=np.int64)
+        size = 8 * _WORDS
+        self.boards = -(-self.memory.ctypes.data // size) * size
+        first = (self.boards - self.memory.ctypes.data) // 8
+        self.slept = self.memory[first + _SLEPT :: _WORDS]
 
-    def submit(self, call: Callable[[], None]) -> Future[None]:
-        if self.pool is None:
-            self.pool = ThreadPoolExecutor(max(threads() - 1, 1), initializer=_note, initargs=(self.numbers,))
+    def start(self, count: int) -> None:
+        """Have so many threads."""
+        for k in range(len(self.alarms), count):
+            alarm = threading.Lock()
+            alarm.acquire()
+            self.alarms.append(alarm)
+            arguments = (alarm, self.memory, self.boards + 8 * _WORDS * k, self.numbers)
+            threading.Thread(target=_work, args=arguments, name=f"portable-rnn-{k}", daemon=True).start()
+
+    def run(self, function: int, arguments: Any) -> None:
+        """The function at an address for each of its arguments, the first here."""
+        count = len(arguments) - 1
+        self.start(count)
         self.make_way()
-        return self.pool.submit(call)
+        native = _functions()
+        native["begin"](self.boards, count, function, arguments.ctypes.data + 8)
+        try:
+            for k in range(count):
+                if self.slept[k]:
+                    self.alarms[k].release()
+        finally:  # whatever interrupts this thread, the others use its arrays, and may wait for it
+            native["lead"](self.boards, count, function, int(arguments[0]))
 
     def make_way(self) -> None:
         """Keep the threads off the processor on which this one runs: the system may wake them there, and leave them."""
-        here, numbers = _processor(), self.numbers.copy()
-        if here < 0 or (here == self.beside and len(numbers) == self.placed):
+        here = _processor()
+        if here < 0 or (here == self.beside and len(self.numbers) == self.placed):
             return
+        numbers = self.numbers.copy()
         others = os.sched_getaffinity(0) - {here}
         for number in numbers if others else ():
             with suppress(OSError):
@@ -49,22 +162,26 @@ class _Workers:
         self.beside, self.placed = here, len(numbers)
 
 
-def _note(numbers: list[int]) -> None:
+def _work(alarm: Any, memory: Any, board: int, numbers: list[int]) -> None:
+    """What a thread does; it keeps the memory of its board."""
     numbers.append(threading.get_native_id())
+    serve = _functions()["serve"]
+    while True:
+        alarm.acquire()
+        serve(board, _TURNS)
 
 
 @functools.lru_cache(maxsize=1)
-def _finder() -> Callable[[], int] | None:
+def _finder() -> Any:
     """The C library's function for the processor that this thread runs on, where there is one (Linux)."""
     if not hasattr(os, "sched_setaffinity"):
         return None
-    found: Callable[[], int] | None = getattr(ctypes.CDLL(None), "sched_getcpu", None)
-    return found
+    return getattr(ctypes.PyDLL(None), "sched_getcpu", None)  # which is too short to let go of Python's lock
 
 
 def _processor() -> int:
     find = _finder()
-    return -1 if find is None else find()
+    return -1 if find is None else int(find())
 
 
 _workers = _Workers()
@@ -79,22 +196,18 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_start_anew)  # a child has none of the threads
 
 
-def at_once(calls: Sequence[Callable[[], None]]) -> None:
-    """Run all of them, the first in this thread."""
-    waiting = [_workers.submit(call) for call in calls[1:]]
-    try:
-        calls[0]()
-    finally:  # whatever interrupts this thread, the others still use its arrays
-        for future in waiting:
-            future.result()
-
-
 @contextmanager
-def waiting_for_each_other(most: int) -> Iterator[int]:
-    """How many calls, up to `most`, `at_once` will run at the same time: of the others, only one set does so."""
-    free = most > 1 and _workers.one_after_another.acquire(blocking=False)
+def several(most: int) -> Iterator[int]:
+    """How many threads, up to `most`, `at_once` may use inside: of several callers only one has them."""
+    mine = _workers
+    free = most > 1 and mine.taken.acquire(blocking=False)
     try:
         yield min(most, threads()) if free else 1
     finally:
         if free:
-            _workers.one_after_another.release()
+            mine.taken.release()
+
+
+def at_once(function: int, arguments: Any) -> None:
+    """Run the function at an address for each of the words in an array, in a thread of its own; the first in this."""
+    _workers.run(function, arguments)
