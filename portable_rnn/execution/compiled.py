@@ -55,10 +55,12 @@ def compiled_loop(stages: Stages, form: Form) -> tuple[Any, list[str]]:
     - "steps", "reverse", "batch"; "first" and "width", the thread's columns; "part" and "parts", which share of rows
       is its own, where they are shared; "counter", the address of a word that is 0; "capacity", how many columns are
       taken together for the sums over time, a multiple of the batch;
-    - for an input over time: "x0", its address; "x0_step", the distance of two steps; "x0_row", that of two rows; and
-      "x0_buffer": 0, or where a step is transposed to, in which case "x0_row" is the distance of two columns;
-    - for a stack "y0", and for what is the same at each step "s0" and "h0", the address; "s0_panels" and
-      "s0_T_panels" for the left side of a product;
+    - for an input over time: "x0", its address; "x0_step", the distance of two steps; "x0_row", that of two rows. If
+      "x0_apart" is not 0, its columns are not side by side, "x0_row" is the distance of two columns, and a step is
+      transposed to "x0_buffer";
+    - for a stack "y0", and for what is the same at each step "s0" and "h0", the address;
+    - for the left side of a product "s0_panels_of", its address, "s0_panels_row" and "s0_panels_column", the distances
+      of its rows and columns, of which one is 1, and "s0_panels", where it is laid out; of a transposed one "s0_T_...";
     - for each carry "c0", and two buffers "n0" and "m0";
     - for workspace "w0"; for the terms "left0" and "right0", where columns are collected, and "sum0".
 
@@ -93,6 +95,7 @@ class _LoopWriter:
         self.stages, self.shapes, self.booleans = stages, form.shapes, form.booleans
         self.single, self.by_rows = form.single, form.by_rows
         self.routines = routines(form.dtype, form.lanes)
+        self.matrices: dict[str, tuple[int, int]] = {}  # rows and columns of the left sides, by the word for its panels
         self.words = self._words()
         self.e = Emitter(ir.Module(), "loop_of_stages", ["words"], form.dtype, form.lanes)
         self.word: dict[str, Any] = {}
@@ -106,7 +109,9 @@ class _LoopWriter:
                 arrays |= dict.fromkeys(stage.arrays())
             elif isinstance(stage, Product):
                 arrays |= {stage.right.base: None, stage.out.base: None}
-                names[panels_of(stage.left, stage.transposed)] = None
+                panels = panels_of(stage.left, stage.transposed)
+                names |= dict.fromkeys([panels, f"{panels}_of", f"{panels}_row", f"{panels}_column"])
+                self.matrices[panels] = (stage.out.rows, stage.right.rows)
             else:
                 arrays |= {stage.x.base: None, stage.out.base: None}
         for term in self.stages.terms:
@@ -116,7 +121,7 @@ class _LoopWriter:
         for array in arrays:
             names[array] = None
             if array[0] == "x":
-                names |= dict.fromkeys([f"{array}_step", f"{array}_row", f"{array}_buffer"])
+                names |= dict.fromkeys([f"{array}_{word}" for word in ("step", "row", "apart", "buffer")])
         for kind in ("left", "right"):
             names |= dict.fromkeys(f"{kind}{k}" for k in range(len(collected(self.stages, kind))))
         names |= dict.fromkeys(f"sum{k}" for k in range(len(self.stages.terms)))
@@ -128,13 +133,26 @@ class _LoopWriter:
         self.word = {name: e.load_word(e.address(words, k, 8)) for k, name in enumerate(self.words)}
         carried = {name: self.word[name] for name in self.words if name[0] in "cnm" and name[1:].isdigit()}
         with e.tiny_as_zero():
+            self._lay_weights_out()
             self._write_steps(carried)
         e.finish()
         return _function(str(e.module)), self.words
 
+    def _lay_weights_out(self) -> None:
+        """The left sides of the products as panels, of which each thread writes some."""
+        e, word, height = self.e, self.word, self.routines.tile_rows
+        self.counted = e.word(0)
+        for name, (rows, inner) in self.matrices.items():
+            start, stop = self._share(rows)
+            source = e.address(word[f"{name}_of"], e.times(start, word[f"{name}_row"]))
+            to = e.address(word[name], e.times(start, inner))
+            distances = word[f"{name}_row"], word[f"{name}_column"]
+            self._call("panels", source, *distances, to, inner * height, e.minus(stop, start), inner)
+        self._wait()
+
     def _write_steps(self, carried: dict[str, Any]) -> None:
         e = self.e
-        with e.loop(0, self.word["steps"], 1, filled=e.word(0), counted=e.word(0), **carried) as (k, at):
+        with e.loop(0, self.word["steps"], 1, filled=e.word(0), counted=self.counted, **carried) as (k, at):
             self.counted = at.counted
             backwards = e.minus(e.minus(self.word["steps"], 1), k)
             t = e.builder.select(e.builder.icmp_signed("!=", self.word["reverse"], e.word(0)), backwards, k)
@@ -206,7 +224,7 @@ class _LoopWriter:
         here = self._address(name, word[name], e.times(t, word[f"{name}_step"]))
         if name in self.booleans:
             return here, word[f"{name}_row"]
-        apart = e.builder.icmp_signed("!=", word[f"{name}_buffer"], e.word(0))
+        apart = e.builder.icmp_signed("!=", word[f"{name}_apart"], e.word(0))
         with e.when(apart):
             rows = e.word(self.shapes[name][0])
             self._call(

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import itertools
 import math
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -21,7 +23,7 @@ from .stages import Product, RowSum
 from .tracing import Graph, Untraceable, rebuilt
 from .workers import at_once, several, threads
 
-__all__ = ["compiled_scan"]
+__all__ = ["CompiledProgram", "Memory", "compiled_scan"]
 
 _WORTH_A_THREAD = 1 << 21  # multiplications of a loop
 _WORTH_WAITING = 1 << 18  # multiplications of a step, after which threads wait for each other
@@ -29,6 +31,28 @@ _FEWEST = 32  # columns of all steps: a product with some of them takes as long 
 _COLLECTED = 512  # columns that are taken together for the sums over time
 _LINE = 64  # bytes of the cache
 _SMALL = 1 << 16  # bytes: workspaces of less are kept
+
+_CARRY, _XS, _SHARED = range(3)
+
+
+@dataclass(frozen=True)
+class _Read:
+    """An array that a loop reads, by the name of the word for its address."""
+
+    word: str
+    group: int  # of the arguments: carry, xs, or shared and behind it what is hoisted
+    number: int
+    kind: str  # "input" over time, left side of a "product", or "plain"
+    size: int  # of an element
+    transposed: bool = False
+    spread: bool = False  # one column for all
+
+
+class Memory(NamedTuple):
+    """Where a loop writes: a stack over time for each of `Stages.stacks`, and all sums, one after the other."""
+
+    stacks: list[Any]
+    sums: Any
 
 
 class CompiledProgram:
@@ -38,6 +62,8 @@ class CompiledProgram:
         self.stages = stages = make_stages(graph, donate=False)
         self.output_structure, self.sum_structure = graph.output_structure, graph.sum_structure
         self.sums = _sum_places(graph)
+        self.sum_forms = [(t.left.rows, t.right.rows) if t.right else (t.left.rows,) for t in stages.terms]
+        self.sum_ends = list(itertools.accumulate(map(math.prod, self.sum_forms), initial=0))
         self.dtype = np.dtype(dtype)
         self.batch = graph.inputs["carry"][0].shape[1]
         self.carry_forms = [(v.shape, np.dtype(bool) if v.boolean else self.dtype) for v in graph.inputs["carry"]]
@@ -65,47 +91,120 @@ class CompiledProgram:
         self.function, words = compiled_loop(stages, form)
         self.index = {name: k for k, name in enumerate(words)}
         self.lanes = max(lanes, _LINE // self.dtype.itemsize)  # of a thread at least: none writes to another's line
-        # by number, the inputs that are read, and how many rows those have that may have to be transposed
-        self.read = [k for k in range(len(graph.inputs["xs"])) if f"x{k}" in self.index]
-        self.apart = {k: inputs[f"x{k}"].shape[0] for k in self.read if f"x{k}" not in booleans and self.batch > 1}
-        self.same = [name for name in inputs if name[0] in "sh" and name in self.index]
+        self.reads = self._find_reads(inputs, booleans, len(graph.inputs["shared"]))
+        # rows of the inputs that may have to be transposed
+        self.apart = {
+            r.word: inputs[r.word].shape[0]
+            for r in self.reads
+            if r.kind == "input" and r.word not in booleans and self.batch > 1
+        }
         self.idle: list[_Workspace] = []
+
+    def _find_reads(self, inputs: dict[str, Any], booleans: set[str], shared: int) -> list[_Read]:
+        size = self.dtype.itemsize
+        found = []
+        for name, value in inputs.items():
+            if name in self.index:
+                of_it = 1 if name in booleans else size
+                if name[0] == "x":
+                    found.append(_Read(name, _XS, int(name[1:]), "input", of_it))
+                else:
+                    spread = value.shape[1] != self.batch or self.batch == 1
+                    found.append(_Read(name, _SHARED, _number(name, shared), "plain", of_it, spread=spread))
+        for name, transposed, _, _ in self.matrices:
+            word = f"{panels_of(name, transposed)}_of"
+            found.append(_Read(word, _SHARED, _number(name, shared), "product", size, transposed))
+        for k, (_, dtype) in enumerate(self.carry_forms):
+            if f"c{k}" in self.index:
+                found.append(_Read(f"c{k}", _CARRY, k, "plain", dtype.itemsize))
+        return found
+
+    # ------------------------------------------------------------------ a run
 
     def run(
         self, xp: Any, carry: list[Any], xs: list[Any], shared: list[Any], *, reverse: bool
     ) -> tuple[list[Any], Any, Any]:
         """(leaves of the final carry, nest of the outputs, nest of the sums)."""
-        arguments = (xp, carry, xs, shared, reverse)
+        stacks = [reuse.empty(*form) for form in self.stack_forms(xs[0].shape[0])]
+        memory = Memory(stacks, np.zeros(self.sum_ends[-1], self.dtype))
+        ends = self.compute(carry, xs, shared, memory, reverse=reverse)
+        return self.results(xp, carry, xs, memory, ends, reverse=reverse)
+
+    def stack_forms(self, steps: int) -> list[tuple[tuple[int, ...], Any]]:
+        """Shape and dtype of each stack; one that begins with a carry has a step more."""
+        return [
+            ((steps + (stack.carry is not None), *stack.shape), np.dtype(bool) if stack.boolean else self.dtype)
+            for stack in self.stages.stacks
+        ]
+
+    def end_forms(self) -> dict[int, tuple[tuple[int, ...], Any]]:
+        """Shape and dtype of the carries that end neither in a stack nor as they began, by their number."""
+        return {k: self.carry_forms[k] for k, end in enumerate(self.stages.ends) if end[0] == "n"}
+
+    def compute(
+        self, carry: list[Any], xs: list[Any], shared: list[Any], memory: Memory, *, reverse: bool
+    ) -> dict[int, Any]:
+        """Run the loop over NumPy arrays; `memory.sums` is zero. Returns the carries of `end_forms`."""
         most = threads() if self.multiplications * xs[0].shape[0] >= _WORTH_A_THREAD else 1
         if most == 1:
-            return self._run(1, *arguments)
+            return self._compute(1, carry, xs, shared, memory, reverse)
         with several(most) as count:
-            return self._run(count, *arguments)
+            return self._compute(count, carry, xs, shared, memory, reverse)
 
-    def _run(
-        self, most: int, xp: Any, carry: list[Any], xs: list[Any], shared: list[Any], reverse: bool
-    ) -> tuple[list[Any], Any, Any]:
+    def _compute(
+        self, most: int, carry: list[Any], xs: list[Any], shared: list[Any], memory: Memory, reverse: bool
+    ) -> dict[int, Any]:
         shares = self._shares(most)
         space = self.idle.pop() if self.idle else None  # other threads make their own
         if space is None or space.shares != shares:
             space = _Workspace(self, shares)
+        if self.hoist is not None:
+            shared = [*shared, *self.hoist(shared, self.dtype.type)]
+        groups = (carry, xs, shared)
+        arrays = [groups[read.group][read.number] for read in self.reads]
+        addresses = [address_of(array) for array in arrays]
+        strides = [array.strides for array in arrays]
+        aligned = not functools.reduce(int.__or__, addresses) % self.dtype.itemsize
+        if not aligned or strides != space.strides:
+            arrays = [self._readable(*pair) for pair in zip(self.reads, arrays, strict=True)]
+            addresses = [address_of(array) for array in arrays]
+            space.arrange([array.strides for array in arrays])
+        for stack, block in zip(self.stages.stacks, memory.stacks, strict=True):
+            addresses.append(address_of(block))
+            if stack.carry is not None:
+                block[-1 if reverse else 0] = carry[stack.carry]
+                addresses[-1] += 0 if reverse else block.strides[0]
+        if self.sum_forms:
+            base, size = address_of(memory.sums), self.dtype.itemsize
+            addresses += [base + size * start for start in self.sum_ends[:-1]]
         steps = xs[0].shape[0]
-        space.begin(steps, reverse)
-        self._give_inputs(space, xp, xs)
-        self._give_shared(space, xp, shared)
-        self._give_carry(space, xp, carry)
-        whole, after = self._make_stacks(space, carry, steps, reverse)
-        sums = self._make_sums(space)
-        space.run()
-        outputs = outputs_over_time(self.stages.outputs, xs, whole, after, reverse)
-        found = (
-            self._final(space, carry, after, steps, reverse),
-            rebuilt(self.output_structure, iter(outputs)),
-            rebuilt(self.sum_structure, iter([_put_together(place, sums) for place in self.sums])),
-        )
-        space.end()
+        space.run(addresses, steps, reverse)
+        which = "n" if steps % 2 else "m"
+        ends = {k: space.buffers[f"{which}{k}"].copy() for k, end in enumerate(self.stages.ends) if end[0] == "n"}
         self.idle.append(space)
-        return found
+        return ends
+
+    def results(
+        self, xp: Any, carry: list[Any], xs: list[Any], memory: Memory, ends: dict[int, Any], *, reverse: bool
+    ) -> tuple[list[Any], Any, Any]:
+        """What `run` returns, of arrays of any library."""
+        after = []
+        for stack, block in zip(self.stages.stacks, memory.stacks, strict=True):
+            after.append(block if stack.carry is None else block[:-1] if reverse else block[1:])
+        final = []
+        for k, end in enumerate(self.stages.ends):
+            if end[0] == "n":
+                final.append(ends[k])
+            else:  # not in a stack, which it would keep
+                last = carry[k] if end[0] == "c" else after[int(end[1:])][0 if reverse else -1]
+                final.append(last.copy())
+        outputs = outputs_over_time(self.stages.outputs, xs, memory.stacks, after, reverse)
+        bounds = itertools.pairwise(self.sum_ends)
+        sums = [memory.sums[a:b].reshape(form) for (a, b), form in zip(bounds, self.sum_forms, strict=True)]
+        found = [_put_together(xp, place, sums) for place in self.sums]
+        return final, rebuilt(self.output_structure, iter(outputs)), rebuilt(self.sum_structure, iter(found))
+
+    # ------------------------------------------------------------------ how it runs
 
     def workspace_sizes(self, shares: list[tuple[int, int]], capacity: int) -> dict[tuple[str, int | None], int]:
         """Numbers of the memory that a run needs beside arrays, by its word and the thread it belongs to, or None."""
@@ -118,7 +217,7 @@ class CompiledProgram:
                 rows = panels(place.rows) * height if kind == "left" else place.rows
                 sizes[f"{kind}{k}", None] = rows * capacity
         work = {f"w{k}": shape[0] for k, (shape, _) in enumerate(self.stages.work) if f"w{k}" in self.index}
-        own = {f"x{k}_buffer": rows for k, rows in self.apart.items()}
+        own = {f"{name}_buffer": rows for name, rows in self.apart.items()}
         if self.by_rows:
             sizes |= {(name, None): rows * self.batch for name, rows in work.items()}
         else:
@@ -137,84 +236,34 @@ class CompiledProgram:
         bounds = [min(vectors * k // count * self.lanes, batch) for k in range(count + 1)]
         return list(itertools.pairwise(bounds))
 
-    def _give_inputs(self, space: _Workspace, xp: Any, xs: list[Any]) -> None:
-        for k in self.read:
-            x = xs[k]
-            size, together = x.itemsize, self.batch == 1
-            step, row, column = x.strides
-            direct = (row if together else column) == size
-            if not (direct or (row == size and k in self.apart)) or not x.flags.aligned:
-                x, direct = xp.array(x, order="C"), True
-                step, row, column = x.strides
-            space.give(f"x{k}", x, size if direct else column)
-            space.set(f"x{k}_step", step // size)
-            space.set(f"x{k}_row", (row if direct else column) // size)
-            space.use_buffer(k, not direct)
+    def _readable(self, read: _Read, array: Any) -> Any:
+        """The array, or a copy in order where the loop can't read it as it is."""
+        size, flags = read.size, array.flags
+        if read.kind == "plain":
+            fits = flags.c_contiguous
+        elif read.kind == "product":
+            fits = size in array.strides
+        else:
+            fits = self._is_direct(array.strides, size) or (array.strides[1] == size and read.word in self.apart)
+        return array if fits and flags.aligned else np.array(array, order="C")
 
-    def _give_shared(self, space: _Workspace, xp: Any, shared: list[Any]) -> None:
-        arrays = {f"s{k}": leaf for k, leaf in enumerate(shared)}
-        if self.hoist is not None:
-            arrays |= {f"h{k}": leaf for k, leaf in enumerate(self.hoist(shared, self.dtype.type))}
-        write = self.routines.functions[self.routines.names["panels"]]
-        for name, transposed, rows, inner in self.matrices:
-            matrix = arrays[name].T if transposed else arrays[name]
-            size = matrix.itemsize
-            row, column = matrix.strides
-            if (column != size and row != size) or not matrix.flags.aligned:
-                matrix = np.array(matrix, order="C")
-                row, column = matrix.strides
-            to = space.base + space.offset[panels_of(name, transposed), None]
-            write(address_of(matrix), row // size, column // size, to, inner * self.routines.tile_rows, rows, inner)
-        for name in self.same:
-            leaf = _plain(xp, arrays[name])
-            space.give(name, leaf, leaf.itemsize if leaf.shape[1] == self.batch > 1 else 0)
+    def _is_direct(self, strides: tuple[int, ...], size: int) -> bool:
+        """Whether the numbers that a vector takes of an input stand side by side."""
+        return strides[1 if self.batch == 1 else 2] == size
 
-    def _give_carry(self, space: _Workspace, xp: Any, carry: list[Any]) -> None:
-        for k, leaf in enumerate(carry):
-            leaf = _plain(xp, leaf)
-            space.give(f"c{k}", leaf, leaf.itemsize)
-
-    def _make_stacks(
-        self, space: _Workspace, carry: list[Any], steps: int, reverse: bool
-    ) -> tuple[list[Any], list[Any]]:
-        whole: list[Any] = []
-        after: list[Any] = []
-        for k, stack in enumerate(self.stages.stacks):
-            dtype = np.bool if stack.boolean else self.dtype
-            memory = reuse.empty((steps + (stack.carry is not None), *stack.shape), dtype)
-            whole.append(memory)
-            if stack.carry is not None:
-                memory[-1 if reverse else 0] = carry[stack.carry]
-                memory = memory[:-1] if reverse else memory[1:]
-            after.append(memory)
-            if f"y{k}" in self.index:
-                space.give(f"y{k}", memory, memory.itemsize)
-        return whole, after
-
-    def _make_sums(self, space: _Workspace) -> list[Any]:
-        """Zeros, one after the other in one array."""
-        forms = [(t.left.rows, t.right.rows) if t.right else (t.left.rows,) for t in self.stages.terms]
-        if not forms:
-            return []
-        sizes = [math.prod(form) for form in forms]
-        ends = list(itertools.accumulate(sizes))
-        together = np.zeros(ends[-1], self.dtype)
-        base = address_of(together)
-        space.held.append(together)
-        for k, (size, end) in enumerate(zip(sizes, ends, strict=True)):
-            space.set(f"sum{k}", base + (end - size) * self.dtype.itemsize)
-        return [together[e - s : e].reshape(f) for s, e, f in zip(sizes, ends, forms, strict=True)]
-
-    def _final(self, space: _Workspace, carry: list[Any], after: list[Any], steps: int, reverse: bool) -> list[Any]:
-        final = []
-        for k, end in enumerate(self.stages.ends):
-            if end[0] == "y":
-                final.append(after[int(end[1:])][0 if reverse else -1].copy())
-            elif end[0] == "n":
-                final.append(space.buffers[f"{'n' if steps % 2 else 'm'}{k}"].copy())
-            else:
-                final.append(carry[k].copy())
-        return final
+    def layout(self, read: _Read, strides: tuple[int, ...]) -> tuple[int, dict[str, int]]:
+        """Of a readable array with these strides: bytes between the columns of two threads, and words."""
+        name, size = read.word, read.size
+        if read.kind == "plain":
+            return 0 if read.spread else size, {}
+        if read.kind == "product":
+            row, column = reversed(strides) if read.transposed else strides
+            name = name.removesuffix("_of")
+            return 0, {f"{name}_row": row // size, f"{name}_column": column // size}
+        step, row, column = strides
+        direct = self._is_direct(strides, size)
+        words = {"step": step // size, "row": (row if direct else column) // size, "apart": int(not direct)}
+        return size if direct else column, {f"{name}_{word}": value for word, value in words.items()}
 
 
 class _Workspace:
@@ -224,94 +273,88 @@ class _Workspace:
     ----------
     shares : list of (start, stop)
         The columns of each thread.
+    strides : list of tuple of int
+        Of the arrays for which the words are set.
     buffers : dict of str to array
         Where the carry goes.
     """
 
     def __init__(self, program: CompiledProgram, shares: list[tuple[int, int]]) -> None:
-        self.shares, self.index, batch = shares, program.index, program.batch
+        self.program, self.shares, batch = program, shares, program.batch
+        self.function, self.entry = program.function, entry_of(program.function)
+        self.strides: list[tuple[int, ...]] = []
         capacity = max(_COLLECTED // batch, 1) * batch
         self.buffers = {
             f"{which}{k}": np.empty(shape, dtype)
             for k, (shape, dtype) in enumerate(program.carry_forms)
             for which in "nm"
-            if f"{which}{k}" in self.index
+            if f"{which}{k}" in program.index
         }
         self.counter = np.zeros(1, dtype=np.int64)
-        self.held: list[Any] = []  # what belongs to the addresses of a run
-        self.words = [[0] * len(self.index) for _ in shares]  # as arrays only when it runs: lists are faster to fill
-        self.arrays = [np.zeros(len(self.index), dtype=np.int64) for _ in shares]
-        self.addresses = np.array([address_of(array) for array in self.arrays])
-        self.function, self.entry = program.function, entry_of(program.function)
-        for n, (words, (start, stop)) in enumerate(zip(self.words, shares, strict=True)):
+        self.table = np.zeros((len(shares), len(program.index)), dtype=np.int64)
+        self.rows = np.array([address_of(row) for row in self.table])
+        self.starts = np.array(shares)[:, :1]
+        for n, (start, stop) in enumerate(shares):
             known = {"batch": batch, "first": start, "width": stop - start, "part": n, "parts": len(shares)}
             known |= {"capacity": capacity, "counter": address_of(self.counter)}
             known |= {name: address_of(array) + start * array.itemsize for name, array in self.buffers.items()}
             for name, word in known.items():
-                words[self.index[name]] = word
+                self.table[n, program.index[name]] = word
+        stacks = [f"y{k}" for k in range(len(program.stages.stacks))]
+        sums = [f"sum{k}" for k in range(len(program.sum_forms))]
+        names = [*(read.word for read in program.reads), *stacks, *sums, "steps", "reverse"]
+        # a stack that no stage writes has no word, and its address goes where nothing is read
+        self.given = np.array([program.index.get(name, program.index["steps"]) for name in names])
+        self.columns = np.zeros(len(names), dtype=np.int64)  # bytes between them, by which a thread's first is found
+        first = len(program.reads)
+        self.columns[first : first + len(stacks)] = [dtype.itemsize for _, dtype in program.stack_forms(0)]
         self._lay_out(program.workspace_sizes(shares, capacity), program.dtype.itemsize)
 
     def _lay_out(self, sizes: dict[tuple[str, int | None], int], size: int) -> None:
         """Decide where in one piece of memory everything stands."""
         ends = list(itertools.accumulate((-(-n * size // _LINE) * _LINE for n in sizes.values()), initial=0))
-        self.offset = dict(zip(sizes, ends, strict=False))
         self.bytes = ends[-1] + _LINE
-        self.base = 0
         self.memory: Any = None
-        self.moving: list[dict[int, int]] = []  # for each thread, the words that stand in that memory, and where
-        for n in range(len(self.shares)):
-            found = {self.index[name]: o for (name, thread), o in self.offset.items() if thread in (None, n)}
-            self.moving.append(found)
+        index = self.program.index
+        moving = dict.fromkeys(name for name, _ in sizes)
+        self.moving = np.array([index[name] for name in moving], dtype=np.int64)
+        where = dict(zip(sizes, ends, strict=False))
+        threads = range(len(self.shares))
+        self.offsets = np.array([[where.get((name, n), where.get((name, None))) for name in moving] for n in threads])
 
-    def begin(self, steps: int, reverse: bool) -> None:
-        """Have memory for a run."""
+    def arrange(self, strides: list[tuple[int, ...]]) -> None:
+        """Set the words for arrays with these strides."""
+        self.strides = strides
+        for k, (read, found) in enumerate(zip(self.program.reads, strides, strict=True)):
+            self.columns[k], words = self.program.layout(read, found)
+            for name, word in words.items():
+                self.table[:, self.program.index[name]] = word
+
+    def run(self, addresses: list[int], steps: int, reverse: bool) -> None:
+        """The loop, with the arrays at these addresses."""
+        addresses += [steps, reverse]
+        if len(self.rows) == 1:
+            self.table[0, self.given] = addresses
+        else:
+            self.table[:, self.given] = np.array(addresses) + self.starts * self.columns
         if self.memory is None:
             self.memory = reuse.empty((self.bytes,), np.uint8)
-            self.base = -(-address_of(self.memory) // _LINE) * _LINE
-            for words, moving in zip(self.words, self.moving, strict=True):
-                for k, offset in moving.items():
-                    words[k] = self.base + offset
-        self.set("steps", steps)
-        self.set("reverse", int(reverse))
+            base = -(-address_of(self.memory) // _LINE) * _LINE
+            self.table[:, self.moving] = base + self.offsets
         self.counter[0] = 0
-
-    def end(self) -> None:
-        """Let go of what belongs to a run, and of memory that is worth giving back."""
-        self.held = []
-        if self.bytes > _SMALL:
-            self.memory = None
-
-    def set(self, name: str, value: int) -> None:
-        """A word that is the same for all threads."""
-        k = self.index[name]
-        for words in self.words:
-            words[k] = value
-
-    def give(self, name: str, array: Any, column: int) -> None:
-        """The address of an array whose columns are so many bytes apart."""
-        if name not in self.index:
-            return
-        self.held.append(array)
-        k, base = self.index[name], address_of(array)
-        for words, (start, _) in zip(self.words, self.shares, strict=True):
-            words[k] = base + start * column
-
-    def use_buffer(self, k: int, used: bool) -> None:
-        """Whether an input is transposed into a buffer of each thread."""
-        index = self.index[f"x{k}_buffer"]
-        for n, words in enumerate(self.words):
-            words[index] = self.base + self.offset[f"x{k}_buffer", n] if used else 0
-
-    def run(self) -> None:
-        for array, words in zip(self.arrays, self.words, strict=True):
-            array[:] = words
-        if len(self.arrays) == 1:
-            self.function(int(self.addresses[0]))
+        if len(self.rows) == 1:
+            self.function(int(self.rows[0]))
         else:
-            at_once(self.entry, self.addresses)
+            at_once(self.entry, self.rows)
+        if self.bytes > _SMALL:  # worth giving back
+            self.memory = None
 
 
 def address_of(array: Any) -> int:
+    """Where the first number of an array stands."""
+    flags = array.flags
+    if flags.c_contiguous and flags.writeable:  # the short way
+        return ctypes.addressof(ctypes.c_char.from_buffer(array))
     return int(array.__array_interface__["data"][0])
 
 
@@ -331,9 +374,9 @@ class TorchProgram:
         return [xp.from_numpy(leaf) for leaf in final], outputs, sums
 
 
-def _plain(xp: Any, array: Any) -> Any:
-    """An array whose rows stand one after the other in memory."""
-    return array if array.flags.c_contiguous and array.flags.aligned else xp.array(array, order="C")
+def _number(name: str, shared: int) -> int:
+    """Where something the same at every step is found, hoisted values behind what is given."""
+    return int(name[1:]) + (shared if name[0] == "h" else 0)
 
 
 def _sum_places(graph: Graph) -> list[Any]:
@@ -348,9 +391,9 @@ def _sum_places(graph: Graph) -> list[Any]:
     return [place(value) for value in graph.sums]
 
 
-def _put_together(place: Any, added: list[Any]) -> Any:
+def _put_together(xp: Any, place: Any, added: list[Any]) -> Any:
     if isinstance(place, list):
-        return np.concatenate([_put_together(part, added) for part in place])
+        return xp.concat([_put_together(xp, part, added) for part in place])
     return added[place]
 
 
