@@ -5,6 +5,7 @@ The time loop stands here once. What a step computes is in `cells.py`; how the l
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -14,6 +15,7 @@ from .execution import (
     Collected,
     compiles,
     in_order,
+    keeps_carry,
     product,
     scan,
     scan_in_one,
@@ -168,7 +170,8 @@ def run_direction(
     """
     w = cell.prepare(xp, p)
     forward = _Forward(cell, keep)
-    step = _ForwardOfInput(forward, before=keep and not compiles(xp))  # under XLA it would be one more array
+    multiplications = x.shape[0] * x.shape[2] * sum(math.prod(a.shape) for a in p.values())
+    step = _ForwardOfInput(forward, before=keep and keeps_carry(xp, multiplications))
     found = scan_in_one(xp, step, state, (x, span), (w, drop), reverse=reverse, compiling=keep)
     if found is not None:
         final, (hs, residuals, before), _ = found

@@ -194,6 +194,13 @@ def numpy_backend() -> BackendUnderTest:
     return BackendUnderTest("numpy", prnn.backend("numpy", dtype="float64"), ENTRIES["numpy"])
 
 
+@pytest.fixture(scope="session")
+def jax_backend() -> BackendUnderTest:
+    """JAX, for what is about it alone."""
+    pytest.importorskip("jax")
+    return BackendUnderTest("jax", prnn.backend("jax", dtype="float64"), ENTRIES["jax"])
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _strict_without_dynamic_shapes() -> None:
     """The library must need neither boolean-mask indexing nor shapes that depend on values."""

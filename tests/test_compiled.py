@@ -43,7 +43,7 @@ def turn_on(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., list[bool
         monkeypatch.setenv("PORTABLE_RNN_COMPILE", "1")
         llvm.has_llvm.cache_clear()
         monkeypatch.setattr(execution, "compiled_scan", noted)
-        machine_loops._compiled_program.cache_clear()
+        machine_loops.compiled_program.cache_clear()
         monkeypatch.setattr(machine_loops, "_FEWEST", 1)
         if by is not None:
             share(by, monkeypatch)
@@ -51,7 +51,7 @@ def turn_on(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., list[bool
 
     yield on
     llvm.has_llvm.cache_clear()
-    machine_loops._compiled_program.cache_clear()
+    machine_loops.compiled_program.cache_clear()
 
 
 # ---------------------------------------------------------------------- every cell

@@ -94,7 +94,7 @@ def share(by: str, patch: pytest.MonkeyPatch) -> None:
     patch.setattr(machine_loops, "_WORTH_WAITING", 0 if by == "rows" else 1 << 60)
     patch.setattr(machine_loops, "_COLLECTED", 5)
     patch.setattr(machine_loops, "_FEWEST", 1)
-    machine_loops._compiled_program.cache_clear()
+    machine_loops.compiled_program.cache_clear()
 
 
 def check(got: Any, expected: Any, tolerance: float = 1e-12) -> None:

@@ -6,7 +6,7 @@ The default of each is plain Python, so a library nobody registered runs too. A 
 How `scan` runs a step: `tracing` records it as a graph; `planning` decides where each result is written and writes the
 loop, `dialects` says how a library's calls are written. Or `kernels` cuts the graph into products and kernels, which
 `cuda` (CuPy) launches one by one, and `compiled` makes one function of, products and all. `loops` and `machine_loops`
-keep the programs and run them, in memory from `reuse`.
+keep the programs and run them, in memory from `reuse`; `xla` has JAX run them.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from .llvm import has_llvm, is_loaded
 from .loops import planned_scan
 from .machine_loops import compiled_scan
 from .tracing import Recorder
+from .xla import machine_scan, worth_a_call
 
 __all__ = [
     "Collected",
@@ -36,6 +37,7 @@ __all__ = [
     "in_order",
     "in_segments",
     "jit",
+    "keeps_carry",
     "keeps_residuals",
     "leaves_sums",
     "product",
@@ -183,7 +185,9 @@ def scan_in_one(
     carry, ys, sums (None without `summing`); or None
     """
     if compiles(xp):
-        return _jax_scan_in_one(lambda c, x: step(xp, shared, c, x), carry, xs, reverse, summing)
+        plain = functools.partial(_jax_scan_in_one, xp, step, reverse, summing)
+        found = machine_scan(step, carry, xs, shared, plain, reverse=reverse, summing=summing)
+        return plain(carry, xs, shared) if found is None else found
     library = _planned_library(xp)
     if library in (None, "cupy") or not (is_loaded() or (compiling and has_llvm())):
         return None
@@ -192,8 +196,13 @@ def scan_in_one(
     return compiled_scan(xp, str(library), step, carry, xs, shared, reverse=reverse, summing=summing)
 
 
-def _jax_scan_in_one(step: Any, carry: Any, xs: Any, reverse: bool, summing: bool) -> tuple[Any, Any, Any]:
+def _jax_scan_in_one(
+    xp: Any, of_all: Any, reverse: bool, summing: bool, carry: Any, xs: Any, shared: Any
+) -> tuple[Any, Any, Any]:
     import jax
+
+    def step(carry: Any, x: Any) -> Any:
+        return of_all(xp, shared, carry, x)
 
     if not summing:
         return (*_jax_scan(step, carry, xs, reverse), None)
@@ -283,6 +292,14 @@ def sums_in_loop(xp: Any, batch_size: int, numbers: int) -> bool:
     a fast product.
     """
     return compiles(xp) and batch_size >= 64 and numbers >= 1 << 21
+
+
+def keeps_carry(xp: Any, multiplications: int) -> bool:
+    """Whether the carry before each step is at hand after a `scan_in_one` with so many multiplications.
+
+    A loop of machine code has it in the stack of the carries; XLA's would write one more array.
+    """
+    return worth_a_call(multiplications) if compiles(xp) else True
 
 
 def steps_at_once(xp: Any, step_size: int, most: int) -> int | None:

@@ -47,8 +47,8 @@ class Form(NamedTuple):
     by_rows: bool
 
 
-def compiled_loop(stages: Stages, form: Form) -> tuple[Any, list[str]]:
-    """Compile the loop of `stages`: the function, and what it takes, an array of so many words for each thread.
+def compiled_loop(stages: Stages, form: Form) -> tuple[str, Any, list[str]]:
+    """Compile the loop of `stages`: a name for what it does, the function, and what it takes, words for each thread.
 
     The words are, by name:
 
@@ -82,10 +82,10 @@ def vector_lanes(dtype: str, batch: int) -> int:
 
 
 @functools.lru_cache(maxsize=256)
-def _function(source: str) -> Any:
-    """The loop of a module, whose name stands for its text."""
+def _function(source: str) -> tuple[str, Any]:
+    """The loop of a module, and its name, which stands for its text."""
     name = f"loop_{hashlib.sha256(source.encode()).hexdigest()[:24]}"
-    return compiled(source.replace("loop_of_stages", name))[name]
+    return name, compiled(source.replace("loop_of_stages", name))[name]
 
 
 class _LoopWriter:
@@ -127,7 +127,7 @@ class _LoopWriter:
         names |= dict.fromkeys(f"sum{k}" for k in range(len(self.stages.terms)))
         return list(names)
 
-    def write(self) -> tuple[Any, list[str]]:
+    def write(self) -> tuple[str, Any, list[str]]:
         e = self.e
         words = e.arguments["words"]
         self.word = {name: e.load_word(e.address(words, k, 8)) for k, name in enumerate(self.words)}
@@ -136,7 +136,7 @@ class _LoopWriter:
             self._lay_weights_out()
             self._write_steps(carried)
         e.finish()
-        return _function(str(e.module)), self.words
+        return (*_function(str(e.module)), self.words)
 
     def _lay_weights_out(self) -> None:
         """The left sides of the products as panels, of which each thread writes some."""

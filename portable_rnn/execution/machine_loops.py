@@ -23,7 +23,7 @@ from .stages import Product, RowSum
 from .tracing import Graph, Untraceable, rebuilt
 from .workers import at_once, several, threads
 
-__all__ = ["CompiledProgram", "Memory", "compiled_scan"]
+__all__ = ["CompiledProgram", "Memory", "compiled_program", "compiled_scan"]
 
 _WORTH_A_THREAD = 1 << 21  # multiplications of a loop
 _WORTH_WAITING = 1 << 18  # multiplications of a step, after which threads wait for each other
@@ -66,6 +66,7 @@ class CompiledProgram:
         self.sum_ends = list(itertools.accumulate(map(math.prod, self.sum_forms), initial=0))
         self.dtype = np.dtype(dtype)
         self.batch = graph.inputs["carry"][0].shape[1]
+        self.inputs, self.constants = len(graph.inputs["xs"]), len(graph.inputs["shared"])
         self.carry_forms = [(v.shape, np.dtype(bool) if v.boolean else self.dtype) for v in graph.inputs["carry"]]
         inputs = {f"{kind[0]}{k}": v for kind in ("xs", "shared") for k, v in enumerate(graph.inputs[kind])}
         inputs |= {f"h{k}": value for k, value in enumerate(stages.hoisted)}
@@ -88,10 +89,10 @@ class CompiledProgram:
         self.routines = routines(dtype, lanes)
         shapes = {name: value.shape for name, value in inputs.items()}
         form = Form(shapes, booleans, dtype, lanes, single=self.batch == 1, by_rows=self.by_rows)
-        self.function, words = compiled_loop(stages, form)
+        self.name, self.function, words = compiled_loop(stages, form)
         self.index = {name: k for k, name in enumerate(words)}
         self.lanes = max(lanes, _LINE // self.dtype.itemsize)  # of a thread at least: none writes to another's line
-        self.reads = self._find_reads(inputs, booleans, len(graph.inputs["shared"]))
+        self.reads = self._find_reads(inputs, booleans, self.constants)
         # rows of the inputs that may have to be transposed
         self.apart = {
             r.word: inputs[r.word].shape[0]
@@ -398,7 +399,7 @@ def _put_together(xp: Any, place: Any, added: list[Any]) -> Any:
 
 
 @functools.lru_cache(maxsize=256)
-def _compiled_program(
+def compiled_program(
     xp: Any, library: str, step: Any, structures: Any, forms: Any, summing: bool
 ) -> CompiledProgram | TorchProgram | None:
     """The program of a step for arguments of this form, or None where there can be none."""
@@ -418,7 +419,7 @@ def compiled_scan(
     columns = given.leaves[1][0].shape[0] * given.leaves[0][0].shape[-1] if given.forms else 0
     if columns < _FEWEST or not (library == "numpy" or given.leaves[0][0].device.type == "cpu"):
         return None
-    program = _compiled_program(xp, library, step, given.structures, given.forms, summing)
+    program = compiled_program(xp, library, step, given.structures, given.forms, summing)
     if program is None:
         return None
     final, outputs, sums = program.run(xp, *given.leaves, reverse=reverse)
