@@ -26,7 +26,7 @@ from .tracing import rebuilt
 
 __all__ = ["machine_scan", "worth_a_call"]
 
-_WORTH_A_CALL = 1 << 24  # multiplications of a loop, of which XLA's own takes longer than it takes to get there
+_WORTH_A_CALL = 1 << 23  # multiplications of a loop, of which XLA's own takes longer than it takes to get there
 
 Plain = Callable[[Any, Any, Any], Any]
 
