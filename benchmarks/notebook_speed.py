@@ -1,7 +1,8 @@
 """`SimpleRNN` beside the notebook's own code: an epoch of its loop, the same as one batch, a batch of a larger network.
 
-Run ``python benchmarks/notebook_speed.py``: a table of ratios of processor time, each the median of rounds in which the
-two take turns on one thread, after some rounds that don't count. Exits with 1 when a target is missed. NumPy, float64,
+Run ``python benchmarks/notebook_speed.py``: a table of ratios of time, each the median of rounds in which the two take
+turns, after some rounds that don't count. NumPy's products run on one thread, since more make ones this small slower;
+loops of machine code (extra ``[fast]``) take those that they want. Exits with 1 when a target is missed. NumPy, float64,
 a few seconds.
 
 The notebook itself is not in this repository: `NotebookRNN` is reconstructed from its formula (``docs/notebook.md``),
@@ -132,7 +133,7 @@ def large_data(sequences: int, steps: int) -> list[Sequence]:
 
 
 def ratio(ours: Callable[[], Any], theirs: Callable[[], Any], rounds: int, calls: int) -> tuple[float, float, float]:
-    """Medians of the processor time of `calls` calls of each, in seconds a call, and of the ratio of the two.
+    """Medians of the time of `calls` calls of each, in seconds a call, and of the ratio of the two.
 
     The two take turns call by call, so that whatever else the machine does meets both.
     """
@@ -143,9 +144,9 @@ def ratio(ours: Callable[[], Any], theirs: Callable[[], Any], rounds: int, calls
         spent = [0.0, 0.0]
         for _ in range(calls):
             for k, call in enumerate((ours, theirs)):
-                started = time.process_time_ns()
+                started = time.perf_counter_ns()
                 call()
-                spent[k] += (time.process_time_ns() - started) / 1e9
+                spent[k] += (time.perf_counter_ns() - started) / 1e9
         for own, seconds in zip(times, spent, strict=True):
             own.append(seconds / calls)
     ratios = [a / b for a, b in zip(*times, strict=True)]

@@ -21,7 +21,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .cells import ElmanCell
+from .direction import Span, run_direction, run_direction_backward
 from .errors import InputError, NonFiniteError
+from .execution import records
 from .layer import random_generator
 from .namespace import Backend, device_of, from_host, is_array, namespace_of, to_numpy
 from .namespace import backend as as_backend
@@ -33,6 +36,8 @@ if TYPE_CHECKING:
 __all__ = ["SimpleRNN", "dsigmoid", "dtanh", "sigmoid", "tanh"]
 
 BLOCK = 128  # columns in one product of the weight gradients
+LARGE = 1 << 15  # numbers of all hidden states, from which on a sequence runs as those of the layers do
+CELL = ElmanCell("tanh")
 WEIGHTS = ("Wxh", "Whh", "Why", "bh", "by")
 
 
@@ -198,6 +203,7 @@ class SimpleRNN:
 
         self.last_inputs: Any = None
         self.last_hs: dict[int, Array] = {}
+        self._saved: Any = None
         self._updates = 0
         self._good = self._weights()  # the last weights whose loss was finite
 
@@ -292,19 +298,30 @@ class SimpleRNN:
     # ------------------------------------------------------------------ the same on the backend's own arrays
 
     def _forward(self, inputs: Iterable[Any]) -> Array:
-        xp = self.backend.xp
         x, steps, batch = self._side_by_side(inputs)
-        h = xp.zeros((self.hidden_size, batch), dtype=self.backend.dtype, device=self.backend.device)
+        large = steps * batch * self.hidden_size >= LARGE and records(self.backend.xp)
+        hs, self._saved = self._hidden_as_a_layer(x, steps, batch) if large else (self._hidden(x, steps, batch), None)
+        self.last_inputs, self.last_hs, self._x = inputs, hs, x
+        return self.Why @ hs[steps] + self.by
+
+    def _gradients(self, d_y: Array) -> Params:
+        xp = self.backend.xp
+        found = self._recurrent_gradients(d_y) if self._saved is None else self._gradients_as_a_layer(d_y)
+        return {**found, "Why": d_y @ self.last_hs[len(self.last_hs) - 1].T, "by": _summed(xp, d_y)}
+
+    def _hidden(self, x: Array, steps: int, batch: int) -> dict[int, Array]:
+        """The hidden states, and at 0 the initial one."""
+        xp = self.backend.xp
+        h = self._no_state(batch)
         hs = {0: h}
         for t in range(steps):
             x_t = x[:, t * batch : (t + 1) * batch]
             a = self.Wxh @ x_t + self.bh
             h = xp.tanh(a + self.Whh @ h if t else a)  # h[0] = 0 has nothing to add
             hs[t + 1] = h
-        self.last_inputs, self.last_hs, self._x = inputs, hs, x
-        return self.Why @ h + self.by
+        return hs
 
-    def _gradients(self, d_y: Array) -> Params:
+    def _recurrent_gradients(self, d_y: Array) -> Params:
         xp, hs, x, back_Whh = self.backend.xp, self.last_hs, self._x, self.Whh.T
         steps, batch = len(hs) - 1, d_y.shape[1]
         many = max(BLOCK // batch, 1)
@@ -325,13 +342,36 @@ class SimpleRNN:
             x_block = x[:, k * batch : n * batch]
             dWxh = das @ x_block.T if n == steps else dWxh + das @ x_block.T
             dWhh = das @ h_before.T if n == steps else dWhh + das @ h_before.T
+        return {"Wxh": dWxh, "Whh": dWhh, "bh": _summed(xp, sum_of_da)}
+
+    # ------------------------------------------------------------------ the same as an `RNN` layer runs it
+
+    def _as_a_layer(self) -> Params:
+        bias = self.bh[:, 0]
         return {
-            "Wxh": dWxh,
-            "Whh": dWhh,
-            "Why": d_y @ hs[steps].T,
-            "bh": _summed(xp, sum_of_da),
-            "by": _summed(xp, d_y),
+            "weight_ih": self.Wxh,
+            "weight_hh": self.Whh,
+            "bias_ih": bias,
+            "bias_hh": self.backend.xp.zeros_like(bias),
         }
+
+    def _hidden_as_a_layer(self, x: Array, steps: int, batch: int) -> tuple[dict[int, Array], Any]:
+        """`_hidden`, and what is saved for the way back."""
+        xp, h = self.backend.xp, self._no_state(batch)
+        x = xp.permute_dims(xp.reshape(x, (self.input_size, steps, batch)), (1, 0, 2))
+        hs, _, saved = run_direction(xp, CELL, False, self._as_a_layer(), x, (h,), Span(), None)
+        return {0: h, **{t + 1: hs[t, ...] for t in range(steps)}}, saved
+
+    def _gradients_as_a_layer(self, d_y: Array) -> Params:
+        xp = self.backend.xp
+        none = xp.broadcast_to(self._no_state(d_y.shape[1])[None, ...], (len(self.last_hs) - 1, *self.last_hs[0].shape))
+        # y sees the last h only: its cotangent is that of the final state, and no step has one of its own
+        d_last = (self.Why.T @ d_y,)
+        found, *_ = run_direction_backward(xp, CELL, False, self._as_a_layer(), self._saved, none, d_last)
+        return {"Wxh": found["weight_ih"], "Whh": found["weight_hh"], "bh": found["bias_ih"][:, None]}
+
+    def _no_state(self, batch: int) -> Array:
+        return self.backend.xp.zeros((self.hidden_size, batch), dtype=self.backend.dtype, device=self.backend.device)
 
     def _descend(self, steps: Params) -> None:
         for name, step in steps.items():

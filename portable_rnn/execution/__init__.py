@@ -41,6 +41,7 @@ __all__ = [
     "keeps_residuals",
     "leaves_sums",
     "product",
+    "records",
     "scan",
     "scan_in_one",
     "side_by_side",
@@ -253,6 +254,11 @@ def forward_only() -> Iterator[None]:
 def keeps_residuals() -> bool:
     """Whether a layer that runs now has to keep what its backward pass needs."""
     return not _forward_only.get()
+
+
+def records(xp: Any) -> bool:
+    """Whether loops that are `recorded` run faster than as they are written, without `jit` (NumPy, CuPy, PyTorch)."""
+    return _planned_library(xp) is not None
 
 
 def _planned_library(xp: Any) -> str | None:
