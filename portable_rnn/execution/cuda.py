@@ -186,7 +186,7 @@ class CudaProgram:
                 t = steps - 1 - k if reverse else k
                 for call in alternating[k % 2]:
                     call(t)
-            return memory.final(steps % 2), rebuilt(self.output_structure, iter(memory.outputs()))
+            return memory.final(steps % 2), rebuilt(self.output_structure, memory.outputs())
 
     def _calls(self, memory: _Memory, parity: int) -> list[Callable[[int], Any]]:
         """What every second step calls, with the number of the step."""

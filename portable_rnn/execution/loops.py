@@ -12,7 +12,7 @@ from .cuda import CudaProgram, cuda_program
 from .dialects import dialect
 from .planning import Plan, make_plan
 from .recording import Arguments, outputs_over_time, recorded
-from .tracing import Untraceable, rebuilt
+from .tracing import Untraceable, builder, rebuilt
 
 __all__ = ["planned_scan"]
 
@@ -25,7 +25,7 @@ class Program:
     """
 
     def __init__(self, plan: Plan, library: str, output_structure: Any) -> None:
-        self.plan, self.output_structure = plan, output_structure
+        self.plan, self.build_outputs = plan, builder(output_structure)
         self.dialect = dialect(library)
         self.loop = plan.compiled()
         self.idle: list[Any] = []
@@ -64,7 +64,7 @@ class Program:
         final = [xp.asarray(leaf, copy=True) for leaf in final]  # it stands in a workspace, or in a stack it would keep
         self.idle.append((work, numbers))
         found = outputs_over_time(plan.outputs, xs, whole, after, reverse)
-        return final, rebuilt(self.output_structure, iter(found))
+        return final, self.build_outputs(found)
 
 
 @functools.lru_cache(maxsize=128)
@@ -97,4 +97,4 @@ def planned_scan(
     if program is None:
         return None
     final, outputs = program.run(xp, *given.leaves, reverse=reverse)
-    return rebuilt(given.structures[0], iter(final)), outputs
+    return rebuilt(given.structures[0], final), outputs

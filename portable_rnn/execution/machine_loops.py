@@ -20,7 +20,7 @@ from .llvm import entry_of
 from .matrices import routines
 from .recording import Arguments, hoisting, outputs_over_time, recorded
 from .stages import Product, RowSum
-from .tracing import Graph, Untraceable, rebuilt
+from .tracing import Graph, Untraceable, builder, rebuilt
 from .workers import at_once, several, threads
 
 __all__ = ["CompiledProgram", "Memory", "compiled_program", "compiled_scan"]
@@ -60,7 +60,7 @@ class CompiledProgram:
 
     def __init__(self, graph: Graph, dtype: str) -> None:
         self.stages = stages = make_stages(graph, donate=False)
-        self.output_structure, self.sum_structure = graph.output_structure, graph.sum_structure
+        self.build_outputs, self.build_sums = builder(graph.output_structure), builder(graph.sum_structure)
         self.sums = _sum_places(graph)
         self.sum_forms = [(t.left.rows, t.right.rows) if t.right else (t.left.rows,) for t in stages.terms]
         self.sum_ends = list(itertools.accumulate(map(math.prod, self.sum_forms), initial=0))
@@ -203,7 +203,7 @@ class CompiledProgram:
         bounds = itertools.pairwise(self.sum_ends)
         sums = [memory.sums[a:b].reshape(form) for (a, b), form in zip(bounds, self.sum_forms, strict=True)]
         found = [_put_together(xp, place, sums) for place in self.sums]
-        return final, rebuilt(self.output_structure, iter(outputs)), rebuilt(self.sum_structure, iter(found))
+        return final, self.build_outputs(outputs), self.build_sums(found)
 
     # ------------------------------------------------------------------ how it runs
 
@@ -423,4 +423,4 @@ def compiled_scan(
     if program is None:
         return None
     final, outputs, sums = program.run(xp, *given.leaves, reverse=reverse)
-    return rebuilt(given.structures[0], iter(final)), outputs, sums
+    return rebuilt(given.structures[0], final), outputs, sums

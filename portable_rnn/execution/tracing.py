@@ -8,7 +8,9 @@ and is run as it is.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import functools
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeAlias
 
 __all__ = [
@@ -18,6 +20,7 @@ __all__ = [
     "Recorder",
     "Untraceable",
     "Value",
+    "builder",
     "flattened",
     "rebuilt",
     "trace",
@@ -379,7 +382,7 @@ def trace(
         if any(not shape for shape, _ in leaves):
             raise Untraceable("an array without axes")
         graph.inputs[kind] = [Value(graph, kind, (), s, b, (k,)) for k, (s, b) in enumerate(leaves)]
-        trees[kind] = rebuilt(structures[kind], iter(graph.inputs[kind]))
+        trees[kind] = rebuilt(structures[kind], graph.inputs[kind])
     try:
         found = step(Recorder(), trees["shared"], trees["carry"], trees["xs"])
     except Untraceable:
@@ -404,22 +407,55 @@ def flattened(tree: Any, into: list[Any]) -> Any:
     """Append the leaves of a nest of tuples and dicts; return its structure, which is hashable."""
     if tree is None:
         return None
+    kind: type = type(tree)
+    names: Any = None
+    branches: Any = tree
     if isinstance(tree, dict):
-        return (dict, tuple(tree), tuple([flattened(branch, into) for branch in tree.values()]))
-    if isinstance(tree, tuple):
-        return (type(tree), len(tree), tuple([flattened(branch, into) for branch in tree]))
-    into.append(tree)
-    return True
+        kind, names, branches = dict, tuple(tree), tree.values()
+    elif not isinstance(tree, tuple):
+        into.append(tree)
+        return True
+    parts: list[Any] = []
+    for branch in branches:  # most are leaves, for which a call would take longer than all the rest
+        if branch is None or isinstance(branch, (tuple, dict)):
+            parts.append(flattened(branch, into))
+        else:
+            into.append(branch)
+            parts.append(True)
+    return (kind, names, tuple(parts))
 
 
-def rebuilt(structure: Any, leaves: Iterator[Any]) -> Any:
+def rebuilt(structure: Any, leaves: Sequence[Any]) -> Any:
     """The nest of a structure around new leaves."""
-    if structure is None:
-        return None
-    if structure is True:
-        return next(leaves)
-    kind, names, branches = structure
-    parts = [rebuilt(branch, leaves) for branch in branches]
-    if kind is dict:
-        return dict(zip(names, parts, strict=True))
-    return kind(*parts) if hasattr(kind, "_fields") else kind(parts)
+    return builder(structure)(leaves)
+
+
+@functools.lru_cache(maxsize=512)
+def builder(structure: Any) -> Callable[[Sequence[Any]], Any]:
+    """The function that puts leaves together as a nest of a structure."""
+    numbers = itertools.count()
+    known: dict[str, Any] = {}
+
+    def name_of(value: Any) -> str:
+        if isinstance(value, str):
+            return repr(value)
+        known[f"known{len(known)}"] = value
+        return f"known{len(known) - 1}"
+
+    def written(structure: Any) -> str:
+        if structure is None:
+            return "None"
+        if structure is True:
+            return f"leaves[{next(numbers)}]"
+        kind, names, branches = structure
+        parts = [written(branch) for branch in branches]
+        if kind is dict:
+            pairs = zip(names, parts, strict=True)
+            return f"{{{', '.join(f'{name_of(name)}: {part}' for name, part in pairs)}}}"
+        inside = "".join(f"{part}, " for part in parts)
+        if kind is tuple:
+            return f"({inside})"
+        return f"{name_of(kind)}({inside})" if hasattr(kind, "_fields") else f"{name_of(kind)}(({inside}))"
+
+    build: Callable[[Sequence[Any]], Any] = eval(f"lambda leaves: {written(structure)}", known)
+    return build

@@ -76,7 +76,7 @@ def machine_scan(
     call = functools.partial(_call, program, given.structures[0], reverse)
 
     def plain_of_leaves(*groups: Any) -> Any:
-        return plain(*(rebuilt(*pair) for pair in zip(given.structures, map(iter, groups), strict=True)))
+        return plain(*(rebuilt(*pair) for pair in zip(given.structures, groups, strict=True)))
 
     # as leaves: JAX gives the dicts of a nest another order
     def compute(*groups: Any) -> Any:
@@ -107,7 +107,7 @@ def _call(program: CompiledProgram, structure: Any, reverse: bool, carry: Any, x
     final, outputs, found = program.results(jax.numpy, carry, xs, memory, ends, reverse=reverse)
     # a part of a stack is an array of its own: XLA takes several times as long to cut it out while it transposes it
     outputs = jax.lax.optimization_barrier(outputs)
-    return rebuilt(structure, iter(final)), outputs, found
+    return rebuilt(structure, final), outputs, found
 
 
 @functools.cache  # XLA keeps a target for as long as the process runs
