@@ -67,12 +67,19 @@ def test_product(dtype: str, lanes: int, rows: int, inner: int, columns: int) ->
     panels = as_panels(left, lanes)
     out = np.full((rows + 1, columns + 3), 7, dtype)
     exact = left.astype("float64") @ right[:, :columns].astype("float64")
-    sizes = (panels[0].size, right, columns + 2, out, columns + 3, rows, inner, columns)
+    sizes = (out, columns + 3, rows, inner, columns)
     for adding in (0, 1):
-        call("product", dtype, lanes, panels, *sizes, adding)
+        call("product", dtype, lanes, panels, panels[0].size, right, columns + 2, 3 * lanes, *sizes, adding)
         np.testing.assert_allclose(out[:rows, :columns], (1 + adding) * exact, rtol=0, atol=tolerance(dtype, inner))
     assert (out[rows] == 7).all()
     assert (out[:, columns:] == 7).all()
+
+    padded = np.full((inner, -(-columns // (3 * lanes)) * 3 * lanes), np.nan, dtype)
+    padded[:, :columns] = right[:, :columns]
+    right_panels = np.ascontiguousarray(padded.reshape(inner, -1, 3 * lanes).transpose(1, 0, 2))
+    distance = inner * 3 * lanes
+    call("product", dtype, lanes, panels, panels[0].size, right_panels, 3 * lanes, distance, *sizes, 0)
+    np.testing.assert_allclose(out[:rows, :columns], exact, rtol=0, atol=tolerance(dtype, inner))
 
 
 @pytest.mark.parametrize(("rows", "inner", "columns"), SHAPES)

@@ -266,8 +266,9 @@ class _LoopWriter:
         if self.single:
             self._call("column_product", panels, right, out, rows, inner)
             return
-        size = self.routines.tile_rows * inner
-        self._call("product", panels, size, right, right_row, out, out_row, rows, inner, self.word["width"], 0)
+        size, together = self.routines.tile_rows * inner, self.routines.tile_columns
+        width = self.word["width"]
+        self._call("product", panels, size, right, right_row, together, out, out_row, rows, inner, width, 0)
 
     def _write_row_sum(self, stage: RowSum) -> None:
         e = self.e
@@ -368,11 +369,7 @@ class _LoopWriter:
             source, to = e.address(source, e.times(start, row)), e.address(word[f"left{number}"], to)
             self._call("panels", source, row, 1, to, panel, e.minus(stop, start), width)
         for number, place in enumerate(rights):
-            source, row = self._rows(place)
-            start, stop = self._own(place.rows)
-            to = e.address(word[f"right{number}"], e.plus(e.times(column, place.rows), start))
-            source = e.address(source, e.times(start, row))
-            self._call("transpose", source, row, to, place.rows, e.minus(stop, start), width)
+            self._collect_right(place, word[f"right{number}"], column, width)
         now = e.plus(filled, batch)
         full = e.less(word["capacity"], e.plus(now, batch))
         last = e.builder.icmp_signed("==", e.plus(k, 1), word["steps"])
@@ -390,11 +387,31 @@ class _LoopWriter:
                     self._call("add_totals", left, panel, out, rows, now)
                     continue
                 right = word[f"right{rights.index(term.right)}"]
-                self._call("product", left, panel, right, columns, out, columns, rows, now, columns, 1)
+                length, distance = self._right_panels(columns)
+                self._call("product", left, panel, right, length, distance, out, columns, rows, now, columns, 1)
             self._wait()
         waits = e.builder.select(flush, e.times(word["parts"], 2), e.word(0))
         self.counted = e.plus(before, waits)
         return e.builder.select(flush, e.word(0), now)
+
+    def _right_panels(self, rows: int) -> tuple[int, Any]:
+        """Row length of the panels in which so many rows of a step are collected for a right side; their distance."""
+        most = self.routines.tile_columns
+        return (rows, most) if rows <= most else (most, self.e.times(self.word["capacity"], most))
+
+    def _collect_right(self, place: Place, out: Any, column: Any, width: Any) -> None:
+        """Transpose this step's columns of a right side to its panels."""
+        e, most = self.e, self.routines.tile_columns
+        source, row = self._rows(place)
+        start, stop = self._own(place.rows)
+        length, distance = self._right_panels(place.rows)
+        first = e.times(e.builder.sdiv(e.integer(start), e.word(most)), most)
+        with e.loop(first, stop, most) as (panel, _):
+            own = e.builder.select(e.less(panel, start), e.integer(start), panel)
+            rows = e.minus(e.smaller(e.plus(panel, most), stop), own)
+            to = e.plus(e.times(e.builder.sdiv(panel, e.word(most)), distance), e.minus(own, panel))
+            to = e.address(out, e.plus(to, e.times(column, length)))
+            self._call("transpose", e.address(source, e.times(own, row)), row, to, length, rows, width)
 
 
 def collected(stages: Stages, kind: str) -> list[Place]:

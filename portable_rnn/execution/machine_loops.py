@@ -209,14 +209,14 @@ class CompiledProgram:
 
     def workspace_sizes(self, shares: list[tuple[int, int]], capacity: int) -> dict[tuple[str, int | None], int]:
         """Numbers of the memory that a run needs beside arrays, by its word and the thread it belongs to, or None."""
-        height, panels = self.routines.tile_rows, self.routines.panels
+        height, most, panels = self.routines.tile_rows, self.routines.tile_columns, self.routines.panels
         sizes: dict[tuple[str, int | None], int] = {}
         for name, transposed, rows, inner in self.matrices:
             sizes[panels_of(name, transposed), None] = panels(rows) * height * inner
         for kind, places in self.collected.items():
             for k, place in enumerate(places):
-                rows = panels(place.rows) * height if kind == "left" else place.rows
-                sizes[f"{kind}{k}", None] = rows * capacity
+                size = height if kind == "left" else min(most, place.rows)
+                sizes[f"{kind}{k}", None] = -(-place.rows // size) * size * capacity
         work = {f"w{k}": shape[0] for k, (shape, _) in enumerate(self.stages.work) if f"w{k}" in self.index}
         own = {f"{name}_buffer": rows for name, rows in self.apart.items()}
         if self.by_rows:

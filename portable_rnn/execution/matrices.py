@@ -2,7 +2,8 @@
 
 A library's product lays its left side out anew in every call, which for the few columns of a time step takes a good
 part of its time. Here a left matrix stands as *panels* of a few rows, column after column (R, K), and a tile of the
-result, R rows by up to three vectors, stays in registers while the product runs over K.
+result, R rows by up to three vectors, stays in registers while the product runs over K. A right matrix may stand as
+panels, too, of so many columns: rows that are far apart, by a power of 2 above all, share few lines of the cache.
 
 Source: Goto and van de Geijn (2008), Anatomy of high-performance matrix multiplication, ACM TOMS 34(3).
 """
@@ -17,6 +18,7 @@ from .llvm import Emitter, compiled, machine
 __all__ = ["Routines", "routines"]
 
 _IN_CACHE = 1 << 16  # numbers of a left matrix which are taken for one tile's columns after the other
+_VECTORS = 3  # of a tile
 _INNER = 512  # of K that are taken at once: so many rows of the right side stay in the cache
 
 
@@ -27,6 +29,8 @@ class Routines:
     ----------
     tile_rows : int
         R, the rows of a panel. Panel p of a matrix (M, K) holds its rows from R * p, as (K, R).
+    tile_columns : int
+        C, the columns of a panel of a right matrix (K, N), which holds those from C * p, as (K, C).
     names : dict of str to str
         Of "product", "column_product", "transpose", "panels", "add_totals".
     """
@@ -34,7 +38,7 @@ class Routines:
     def __init__(self, dtype: str, lanes: int, tile_rows: int) -> None:
         from llvmlite import ir
 
-        self.tile_rows = tile_rows
+        self.tile_rows, self.tile_columns = tile_rows, _VECTORS * lanes
         kinds = {
             "product": _write_product,
             "column_product": _write_column_product,
@@ -70,10 +74,12 @@ def _routines(dtype: str, lanes: int, tile_rows: int) -> Routines:
 def _write_product(module: Any, name: str, dtype: str, lanes: int, height: int) -> None:
     """``out = left @ right``, or ``out += left @ right``.
 
-    Arguments: left, the panels; panel_size, their distance; right (inner, columns) with its row length; out (rows,
-    columns) with its row length; rows, inner, columns; and whether to add.
+    Arguments: left, the panels; panel_size, their distance; right (inner, columns) with its row length and the distance
+    of two panels (of C columns, if it does not stand as panels); out (rows, columns) with its row length; rows, inner,
+    columns; and whether to add.
     """
-    words = ["left", "panel_size", "right", "right_row", "out", "out_row", "rows", "inner", "columns", "adding"]
+    words = ["left", "panel_size", "right", "right_row", "right_panel", "out", "out_row", "rows", "inner", "columns"]
+    words.append("adding")
     e = Emitter(module, name, words, dtype, lanes)
     a = e.arguments
     with e.loop(0, a["inner"], _INNER) as (k, _):
@@ -108,12 +114,14 @@ def _write_part(part: _Part) -> None:
                 _write_tile(part, row, column, vectors, mask)
 
         start = e.word(0)
-        for vectors in (3, 2, 1):
+        for vectors in range(_VECTORS, 0, -1):
             width = vectors * e.lanes
-            # four vectors are two and two, not three and one
             spare = e.minus(a["columns"], start)
-            four = e.builder.icmp_signed("==", e.rounded_down(spare, e.lanes), e.word(4 * e.lanes))
-            fits = e.builder.select(four, e.word(0), spare) if vectors == 3 else spare
+            fits = spare
+            if vectors == _VECTORS:  # four vectors are two and two, not three and one, unless a panel has three
+                four = e.equal(e.rounded_down(spare, e.lanes), (_VECTORS + 1) * e.lanes)
+                together = e.equal(a["right_panel"], width)
+                fits = e.builder.select(e.builder.and_(four, together), e.word(0), spare)
             stop = e.plus(start, e.minus(fits, e.builder.srem(fits, e.word(width))))
             with e.loop(start, stop, width) as (column, _):
                 rows_of_tiles(column, vectors, None)
@@ -127,7 +135,10 @@ def _write_tile(part: _Part, row: Any, column: Any, vectors: int, mask: Any) -> 
     e, height = part.e, part.height
     a, b, size = e.arguments, e.builder, e.number_bytes
     panel = e.address(part.left, e.times(b.sdiv(row, e.word(height)), a["panel_size"]))
-    right, out = e.address(part.right, column), e.address(a["out"], e.plus(e.times(row, a["out_row"]), column))
+    width = e.word(_VECTORS * e.lanes)
+    before = e.times(b.sdiv(column, width), a["right_panel"])
+    right = e.address(part.right, e.plus(before, b.srem(column, width)))
+    out = e.address(a["out"], e.plus(e.times(row, a["out_row"]), column))
     step = e.times(a["right_row"], size)
     zero = e.constant(0)
     sums = {f"s{i}_{j}": zero for i in range(height) for j in range(vectors)}

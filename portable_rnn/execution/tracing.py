@@ -408,11 +408,13 @@ def flattened(tree: Any, into: list[Any]) -> Any:
     if tree is None:
         return None
     kind: type = type(tree)
-    names: Any = None
-    branches: Any = tree
+    names: Any
+    branches: Any
     if isinstance(tree, dict):
         kind, names, branches = dict, tuple(tree), tree.values()
-    elif not isinstance(tree, tuple):
+    elif isinstance(tree, tuple):
+        names, branches = len(tree), tree
+    else:
         into.append(tree)
         return True
     parts: list[Any] = []
