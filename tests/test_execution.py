@@ -11,13 +11,13 @@ import pytest
 from test_execution_programs import Written
 
 from portable_rnn import execution
-from portable_rnn.execution import loops, tracing
+from portable_rnn.execution import loops, nests, tracing
 
 
 def recorded(function: Any, carry: Any = (3, 4), x: Any = (3, 4), shared: Any = (3, 3)) -> tracing.Graph:
     """The graph of ``function(xp, w, h, x) -> (carry, output)``."""
     specs = {"carry": [(carry, False)], "xs": [(x, False), ((1, x[-1]), True)], "shared": [(shared, False)]}
-    structures = {name: tracing.flattened(tuple(leaves), []) for name, leaves in specs.items()}
+    structures = {name: nests.flattened(tuple(leaves), []) for name, leaves in specs.items()}
     structures = {"carry": (tuple, 1, (True,)), "xs": (tuple, 2, (True, True)), "shared": (tuple, 1, (True,))}
     return tracing.trace(Written(lambda xp, s, c, i: one_each(function(xp, s[0], c[0], *i))), specs, structures)
 

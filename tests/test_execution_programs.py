@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from step_programs import Program, programs
 from trees import flat, mapped
 
-from portable_rnn.execution import loops, machine_loops, tracing, workers
+from portable_rnn.execution import loops, machine_loops, nests, tracing, workers, workspace
 
 
 def plain(program: Program) -> Any:
@@ -55,7 +55,7 @@ def recorded(program: Program) -> tracing.Graph:
     kinds = ("carry", "xs", "shared")
     groups: tuple[list[Any], ...] = ([], [], [])
     trees = (program.carry, program.xs, program.shared)
-    structures = [tracing.flattened(tree, leaves) for tree, leaves in zip(trees, groups, strict=True)]
+    structures = [nests.flattened(tree, leaves) for tree, leaves in zip(trees, groups, strict=True)]
     specs = {
         kind: [(leaf.shape[kind == "xs" :], leaf.dtype == bool) for leaf in leaves]
         for kind, leaves in zip(kinds, groups, strict=True)
@@ -92,7 +92,7 @@ def share(by: str, patch: pytest.MonkeyPatch) -> None:
     patch.setattr(machine_loops, "_WORTH_A_THREAD", 0)
     patch.setattr(machine_loops, "_LINE", 16)
     patch.setattr(machine_loops, "_WORTH_WAITING", 0 if by == "rows" else 1 << 60)
-    patch.setattr(machine_loops, "_COLLECTED", 5)
+    patch.setattr(workspace, "_COLLECTED", 5)
     patch.setattr(machine_loops, "_FEWEST", 1)
     machine_loops.compiled_program.cache_clear()
 

@@ -13,7 +13,7 @@ pytestmark = pytest.mark.skipif(importlib.util.find_spec("llvmlite") is None, re
 if importlib.util.find_spec("llvmlite") is not None:
     from llvmlite import ir
 
-    from portable_rnn.execution import llvm, matrices
+    from portable_rnn.execution import llvm, matrices, vector_math
 
 KINDS = [("float32", 16), ("float32", 8), ("float32", 4), ("float64", 8), ("float64", 2)]
 SHAPES = [
@@ -128,7 +128,7 @@ def tanh(x: np.ndarray) -> np.ndarray:
     name = f"tanh_of_all_{x.dtype.name}"
     e = llvm.Emitter(module, name, ["x", "out", "size"], x.dtype.name, lanes)
     with e.loop(0, e.arguments["size"], lanes) as (k, _):
-        e.store(e.tanh(e.load(e.address(e.arguments["x"], k))), e.address(e.arguments["out"], k))
+        e.store(vector_math.apply(e, "tanh", e.load(e.address(e.arguments["x"], k))), e.address(e.arguments["out"], k))
     e.finish()
     padded = np.concatenate([x, np.zeros(-len(x) % lanes, x.dtype)])
     out = np.empty_like(padded)

@@ -17,6 +17,7 @@ from .matrices import routines
 from .places import Place
 from .stages import Access, Kernel, Product, RowSum, Stages
 from .tracing import Untraceable
+from .vector_math import apply
 
 __all__ = ["Form", "collected", "compiled_loop", "panels_of", "vector_lanes"]
 
@@ -321,7 +322,7 @@ class _LoopWriter:
         for access, name in kernel.loads.items():
             known[name] = self._load(access, kernel.rows, row, column, mask)
         for name, op, operands in kernel.statements:
-            known[name] = e.apply(op, *map(value, operands))
+            known[name] = apply(e, op, *map(value, operands))
         for access, stored in kernel.stores:
             address = self._element(access, kernel.rows, row, column)
             found = value(stored)

@@ -11,9 +11,10 @@ from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 from .kernels import make_stages
+from .nests import rebuilt
 from .places import Place
 from .stages import Access, Kernel, Product, RowSum, Stages
-from .tracing import BOOLEAN, Graph, Untraceable, Value, rebuilt
+from .tracing import BOOLEAN, Graph, Untraceable, Value
 
 __all__ = ["Calls", "CudaProgram", "cuda_program", "cuda_source", "library_calls"]
 

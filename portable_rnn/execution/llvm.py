@@ -8,7 +8,6 @@ from __future__ import annotations
 import ctypes
 import functools
 import importlib.util
-import math
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -219,7 +218,7 @@ class Emitter:
         b, word = self.builder, self.ir.IntType(32)
         before, place = b.alloca(word), b.alloca(word)
         kind = (self.ir.VoidType(), [self.pointer])
-        load, store = (self._declared(f"llvm.x86.sse.{name}mxcsr", *kind) for name in ("ld", "st"))
+        load, store = (self.declared(f"llvm.x86.sse.{name}mxcsr", *kind) for name in ("ld", "st"))
         pointers = [b.bitcast(slot, self.pointer) for slot in (before, place)]
         b.call(store, pointers[:1])
         changed = b.or_(b.load(pointers[0], typ=word, align=4), word(_TINY_AS_ZERO))
@@ -256,14 +255,14 @@ class Emitter:
         b = self.builder
         long = b.icmp_signed("==", b.and_(turns, self.word(most - 1)), self.word(most - 1))
         with b.if_then(long, likely=False):
-            b.call(self._declared("sched_yield", self.ir.IntType(32), []), [])
+            b.call(self.declared("sched_yield", self.ir.IntType(32), []), [])
 
     def finish(self) -> None:
         self.builder.ret_void()
 
     def call(self, name: str, *words: Any) -> None:
         """A function of another module."""
-        function = self._declared(name, self.ir.VoidType(), [self.word] * len(words))
+        function = self.declared(name, self.ir.VoidType(), [self.word] * len(words))
         self.builder.call(function, [self.integer(word) for word in words])
 
     def call_at(self, address: Any, word: Any) -> None:
@@ -319,7 +318,7 @@ class Emitter:
             return self.builder.load(self._at(address), typ=form, align=size)
         word = self.ir.IntType(32)
         name = f"llvm.masked.load.v{form.count}{_short(kind)}.p0"
-        function = self._declared(name, form, [self.pointer, word, mask.type, form])
+        function = self.declared(name, form, [self.pointer, word, mask.type, form])
         return self.builder.call(function, [self._at(address), word(size), mask, form(None)])
 
     def store(self, value: Any, address: Any, mask: Any = None) -> None:
@@ -330,7 +329,7 @@ class Emitter:
             return
         word = self.ir.IntType(32)
         name = f"llvm.masked.store.v{form.count}{_short(form.element)}.p0"
-        function = self._declared(name, self.ir.VoidType(), [form, self.pointer, word, mask.type])
+        function = self.declared(name, self.ir.VoidType(), [form, self.pointer, word, mask.type])
         self.builder.call(function, [value, self._at(address), word(size), mask])
 
     def mask(self, count: Any) -> Any:
@@ -352,49 +351,25 @@ class Emitter:
 
     # ------------------------------------------------------------------ vectors of numbers
 
-    def _declared(self, name: str, result: Any, arguments: list[Any]) -> Any:
+    def declared(self, name: str, result: Any, arguments: list[Any]) -> Any:
         found = self.module.globals.get(name)
         return found or self.ir.Function(self.module, self.ir.FunctionType(result, arguments), name)
 
-    def _intrinsic(self, name: str, *values: Any) -> Any:
+    def intrinsic(self, name: str, *values: Any) -> Any:
         form = values[0].type
         full = f"llvm.{name}.v{form.count}{_short(form.element)}"
-        return self.builder.call(self._declared(full, form, [v.type for v in values]), values)
+        return self.builder.call(self.declared(full, form, [v.type for v in values]), values)
 
     def multiply_add(self, a: Any, b: Any, c: Any) -> Any:
         """``a * b + c``, rounded once where the processor can."""
-        return self._intrinsic("fmuladd", a, b, c)
+        return self.intrinsic("fmuladd", a, b, c)
 
     def total(self, value: Any) -> Any:
         """The sum of the lanes."""
         form = value.type
         name = f"llvm.vector.reduce.fadd.v{form.count}{_short(form.element)}"
-        function = self._declared(name, self.number, [self.number, form])
+        function = self.declared(name, self.number, [self.number, form])
         return self.builder.call(function, [self.number(0.0), value], fastmath=("reassoc",))
-
-    def horner(self, x: Any, coefficients: list[float]) -> Any:
-        """The polynomial with these coefficients, the highest power first."""
-        value = self.constant(coefficients[0])
-        for coefficient in coefficients[1:]:
-            value = self.multiply_add(value, x, self.constant(coefficient))
-        return value
-
-    def tanh(self, x: Any) -> Any:
-        return _tanh32(self, x) if self.dtype == "float32" else _tanh64(self, x)
-
-    def by_lane(self, name: str, x: Any) -> Any:
-        """A function of the C library for each lane."""
-        function = self._declared(name + "f" * (self.dtype == "float32"), self.number, [self.number])
-        found = self.ir.Constant(x.type, self.ir.Undefined)
-        for lane in range(self.lanes):
-            index = self.ir.IntType(32)(lane)
-            one = self.builder.call(function, [self.builder.extract_element(x, index)])
-            found = self.builder.insert_element(found, one, index)
-        return found
-
-    def apply(self, op: str, *values: Any) -> Any:
-        """An operation of `tracing.POINTWISE`."""
-        return _OPERATIONS[op](self, *values)
 
 
 def _function_at(ir: Any, pointer: Any, kind: Any) -> Any:
@@ -411,112 +386,3 @@ def _function_at(ir: Any, pointer: Any, kind: Any) -> Any:
 
 def _short(kind: Any) -> str:
     return {"float": "f32", "double": "f64"}.get(str(kind), str(kind))
-
-
-def _arithmetic(name: str) -> Callable[..., Any]:
-    return lambda e, a, b: getattr(e.builder, name)(a, b, flags=("contract",))
-
-
-def _comparison(sign: str) -> Callable[..., Any]:
-    compare = "fcmp_unordered" if sign == "!=" else "fcmp_ordered"
-
-    def apply(e: Emitter, a: Any, b: Any) -> Any:
-        if a.type.element == e.bit:
-            return e.builder.icmp_unsigned(sign, a, b)
-        return getattr(e.builder, compare)(sign, a, b)
-
-    return apply
-
-
-def _extreme(sign: str) -> Callable[..., Any]:
-    def apply(e: Emitter, a: Any, b: Any) -> Any:
-        b_, c = e.builder, e.builder.fcmp_ordered(sign, a, b)
-        return b_.select(b_.or_(c, b_.fcmp_unordered("uno", a, a)), a, b)  # a NaN stays one
-
-    return apply
-
-
-_OPERATIONS: dict[str, Callable[..., Any]] = {
-    "add": _arithmetic("fadd"),
-    "subtract": _arithmetic("fsub"),
-    "multiply": _arithmetic("fmul"),
-    "divide": _arithmetic("fdiv"),
-    "maximum": _extreme(">="),
-    "minimum": _extreme("<="),
-    "less": _comparison("<"),
-    "less_equal": _comparison("<="),
-    "greater": _comparison(">"),
-    "greater_equal": _comparison(">="),
-    "equal": _comparison("=="),
-    "not_equal": _comparison("!="),
-    "logical_and": lambda e, a, b: e.builder.and_(a, b),
-    "logical_or": lambda e, a, b: e.builder.or_(a, b),
-    "logical_not": lambda e, a: e.builder.not_(a),
-    "negative": lambda e, a: e.builder.fneg(a),
-    "abs": lambda e, a: e._intrinsic("fabs", a),
-    "sqrt": lambda e, a: e._intrinsic("sqrt", a),
-    "tanh": lambda e, a: e.tanh(a),
-    "exp": lambda e, a: e.by_lane("exp", a),
-    "log1p": lambda e, a: e.by_lane("log1p", a),
-    "where": lambda e, condition, a, b: e.builder.select(condition, a, b),
-    "float": lambda e, a: e.builder.select(a, e.constant(1), e.constant(0)),
-}
-
-
-def _within(e: Emitter, x: Any, most: float) -> Any:
-    """`x` within [-most, most]; a NaN stays one."""
-    for sign, bound in (("<", -most), (">", most)):
-        limit = e.constant(bound)
-        x = e.builder.select(e.builder.fcmp_ordered(sign, x, limit), limit, x)
-    return x
-
-
-TANH_LIMIT = 9.0
-TANH_NUMERATOR = [
-    -1.2246230332308959e-11,
-    3.0642506747550595e-08,
-    2.8031302585288815e-05,
-    0.003869507599275691,
-    0.13680856134878921,
-    0.9999999987269129,
-]
-TANH_DENOMINATOR = [
-    1.289034496606532e-06,
-    0.00039407126715164354,
-    0.027250155195703788,
-    0.47014188225698933,
-    1.0,
-]
-
-
-def _tanh32(e: Emitter, x: Any) -> Any:
-    """tanh(x) / x as a quotient of polynomials in x**2 up to |x| = 9, beyond which tanh is within a rounding of 1.
-
-    Fitted by benchmarks/fit_tanh.py, which prints its largest error.
-    """
-    c = _within(e, x, TANH_LIMIT)
-    u = e.builder.fmul(c, c)
-    p, q = e.horner(u, TANH_NUMERATOR), e.horner(u, TANH_DENOMINATOR)
-    return _within(e, e.builder.fdiv(e.builder.fmul(c, p), q), 1.0)
-
-
-def _tanh64(e: Emitter, x: Any) -> Any:
-    """tanh(x) = m / (m + 2), where m = exp(2 * x) - 1 = 2**k * (exp(r) - 1) + (2**k - 1).
-
-    r = 2 * x - k * log(2) is at most log(2) / 2, where 14 terms of exp(r) - 1 are exact to a rounding.
-    """
-    b = e.builder
-    t = b.fmul(_within(e, x, 20.0), e.constant(2.0))
-    k = e._intrinsic("rint", b.fmul(t, e.constant(1 / math.log(2))))
-    high = 0.693147180369123816490  # log(2) in two parts, the first with zeros at its end (as in fdlibm)
-    r = e.multiply_add(k, e.constant(-high), t)
-    r = e.multiply_add(k, e.constant(-1.90821492927058770002e-10), r)
-    terms = [1 / math.factorial(n) for n in range(14, 1, -1)]
-    p = e.multiply_add(b.fmul(r, r), e.horner(r, terms), r)  # exp(r) - 1
-    words = e.vector(e.word)
-    whole = b.fptosi(k, words)
-    bits = b.shl(b.add(whole, e.ir.Constant(words, [1023] * e.lanes)), e.ir.Constant(words, [52] * e.lanes))
-    power = b.bitcast(bits, x.type)
-    m = e.multiply_add(power, p, b.fsub(power, e.constant(1.0)))
-    found = b.fdiv(m, b.fadd(m, e.constant(2.0)))
-    return b.select(b.fcmp_unordered("uno", x, x), x, found)

@@ -10,9 +10,10 @@ import numpy as np
 from . import reuse
 from .cuda import CudaProgram, cuda_program
 from .dialects import dialect
+from .nests import builder, rebuilt
 from .planning import Plan, make_plan
 from .recording import Arguments, outputs_over_time, recorded
-from .tracing import Untraceable, builder, rebuilt
+from .tracing import Untraceable
 
 __all__ = ["planned_scan"]
 

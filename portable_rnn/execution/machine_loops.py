@@ -1,12 +1,10 @@
-"""Programs of machine code: the memory and the threads of compiled loops (extra ``[fast]``)."""
+"""Programs of machine code: compiled loops for arguments of one form (extra ``[fast]``)."""
 
 from __future__ import annotations
 
-import ctypes
 import functools
 import itertools
 import math
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,36 +14,20 @@ from . import reuse
 from .compiled import Form, collected, compiled_loop, panels_of, vector_lanes
 from .dialects import dialect
 from .kernels import make_stages
-from .llvm import entry_of
 from .matrices import routines
+from .nests import builder, rebuilt
 from .recording import Arguments, hoisting, outputs_over_time, recorded
 from .stages import Product, RowSum
-from .tracing import Graph, Untraceable, builder, rebuilt
-from .workers import at_once, several, threads
+from .tracing import Graph, Untraceable
+from .workers import several, threads
+from .workspace import CARRY, SHARED, XS, Read, Workspace, address_of
 
 __all__ = ["CompiledProgram", "Memory", "compiled_program", "compiled_scan"]
 
 _WORTH_A_THREAD = 1 << 21  # multiplications of a loop
 _WORTH_WAITING = 1 << 18  # multiplications of a step, after which threads wait for each other
 _FEWEST = 32  # columns of all steps: a product with some of them takes as long as it takes to lay its weights out
-_COLLECTED = 512  # columns that are taken together for the sums over time
 _LINE = 64  # bytes of the cache
-_SMALL = 1 << 16  # bytes: workspaces of less are kept
-
-_CARRY, _XS, _SHARED = range(3)
-
-
-@dataclass(frozen=True)
-class _Read:
-    """An array that a loop reads, by the name of the word for its address."""
-
-    word: str
-    group: int  # of the arguments: carry, xs, or shared and behind it what is hoisted
-    number: int
-    kind: str  # "input" over time, left side of a "product", or "plain"
-    size: int  # of an element
-    transposed: bool = False
-    spread: bool = False  # one column for all
 
 
 class Memory(NamedTuple):
@@ -99,25 +81,25 @@ class CompiledProgram:
             for r in self.reads
             if r.kind == "input" and r.word not in booleans and self.batch > 1
         }
-        self.idle: list[_Workspace] = []
+        self.idle: list[Workspace] = []
 
-    def _find_reads(self, inputs: dict[str, Any], booleans: set[str], shared: int) -> list[_Read]:
+    def _find_reads(self, inputs: dict[str, Any], booleans: set[str], shared: int) -> list[Read]:
         size = self.dtype.itemsize
         found = []
         for name, value in inputs.items():
             if name in self.index:
                 of_it = 1 if name in booleans else size
                 if name[0] == "x":
-                    found.append(_Read(name, _XS, int(name[1:]), "input", of_it))
+                    found.append(Read(name, XS, int(name[1:]), "input", of_it))
                 else:
                     spread = value.shape[1] != self.batch or self.batch == 1
-                    found.append(_Read(name, _SHARED, _number(name, shared), "plain", of_it, spread=spread))
+                    found.append(Read(name, SHARED, _number(name, shared), "plain", of_it, spread=spread))
         for name, transposed, _, _ in self.matrices:
             word = f"{panels_of(name, transposed)}_of"
-            found.append(_Read(word, _SHARED, _number(name, shared), "product", size, transposed))
+            found.append(Read(word, SHARED, _number(name, shared), "product", size, transposed))
         for k, (_, dtype) in enumerate(self.carry_forms):
             if f"c{k}" in self.index:
-                found.append(_Read(f"c{k}", _CARRY, k, "plain", dtype.itemsize))
+                found.append(Read(f"c{k}", CARRY, k, "plain", dtype.itemsize))
         return found
 
     # ------------------------------------------------------------------ a run
@@ -158,7 +140,7 @@ class CompiledProgram:
         shares = self._shares(most)
         space = self.idle.pop() if self.idle else None  # other threads make their own
         if space is None or space.shares != shares:
-            space = _Workspace(self, shares)
+            space = Workspace(self, shares)
         if self.hoist is not None:
             shared = [*shared, *self.hoist(shared, self.dtype.type)]
         groups = (carry, xs, shared)
@@ -237,7 +219,7 @@ class CompiledProgram:
         bounds = [min(vectors * k // count * self.lanes, batch) for k in range(count + 1)]
         return list(itertools.pairwise(bounds))
 
-    def _readable(self, read: _Read, array: Any) -> Any:
+    def _readable(self, read: Read, array: Any) -> Any:
         """The array, or a copy in order where the loop can't read it as it is."""
         size, flags = read.size, array.flags
         if read.kind == "plain":
@@ -252,7 +234,7 @@ class CompiledProgram:
         """Whether the numbers that a vector takes of an input stand side by side."""
         return strides[1 if self.batch == 1 else 2] == size
 
-    def layout(self, read: _Read, strides: tuple[int, ...]) -> tuple[int, dict[str, int]]:
+    def layout(self, read: Read, strides: tuple[int, ...]) -> tuple[int, dict[str, int]]:
         """Of a readable array with these strides: bytes between the columns of two threads, and words."""
         name, size = read.word, read.size
         if read.kind == "plain":
@@ -265,98 +247,6 @@ class CompiledProgram:
         direct = self._is_direct(strides, size)
         words = {"step": step // size, "row": (row if direct else column) // size, "apart": int(not direct)}
         return size if direct else column, {f"{name}_{word}": value for word, value in words.items()}
-
-
-class _Workspace:
-    """Memory of a loop while it runs, and the words of each thread; runs use it one after the other.
-
-    Attributes
-    ----------
-    shares : list of (start, stop)
-        The columns of each thread.
-    strides : list of tuple of int
-        Of the arrays for which the words are set.
-    buffers : dict of str to array
-        Where the carry goes.
-    """
-
-    def __init__(self, program: CompiledProgram, shares: list[tuple[int, int]]) -> None:
-        self.program, self.shares, batch = program, shares, program.batch
-        self.function, self.entry = program.function, entry_of(program.function)
-        self.strides: list[tuple[int, ...]] = []
-        capacity = max(_COLLECTED // batch, 1) * batch
-        self.buffers = {
-            f"{which}{k}": np.empty(shape, dtype)
-            for k, (shape, dtype) in enumerate(program.carry_forms)
-            for which in "nm"
-            if f"{which}{k}" in program.index
-        }
-        self.counter = np.zeros(1, dtype=np.int64)
-        self.table = np.zeros((len(shares), len(program.index)), dtype=np.int64)
-        self.rows = np.array([address_of(row) for row in self.table])
-        self.starts = np.array(shares)[:, :1]
-        for n, (start, stop) in enumerate(shares):
-            known = {"batch": batch, "first": start, "width": stop - start, "part": n, "parts": len(shares)}
-            known |= {"capacity": capacity, "counter": address_of(self.counter)}
-            known |= {name: address_of(array) + start * array.itemsize for name, array in self.buffers.items()}
-            for name, word in known.items():
-                self.table[n, program.index[name]] = word
-        stacks = [f"y{k}" for k in range(len(program.stages.stacks))]
-        sums = [f"sum{k}" for k in range(len(program.sum_forms))]
-        names = [*(read.word for read in program.reads), *stacks, *sums, "steps", "reverse"]
-        # a stack that no stage writes has no word, and its address goes where nothing is read
-        self.given = np.array([program.index.get(name, program.index["steps"]) for name in names])
-        self.columns = np.zeros(len(names), dtype=np.int64)  # bytes between them, by which a thread's first is found
-        first = len(program.reads)
-        self.columns[first : first + len(stacks)] = [dtype.itemsize for _, dtype in program.stack_forms(0)]
-        self._lay_out(program.workspace_sizes(shares, capacity), program.dtype.itemsize)
-
-    def _lay_out(self, sizes: dict[tuple[str, int | None], int], size: int) -> None:
-        """Decide where in one piece of memory everything stands."""
-        ends = list(itertools.accumulate((-(-n * size // _LINE) * _LINE for n in sizes.values()), initial=0))
-        self.bytes = ends[-1] + _LINE
-        self.memory: Any = None
-        index = self.program.index
-        moving = dict.fromkeys(name for name, _ in sizes)
-        self.moving = np.array([index[name] for name in moving], dtype=np.int64)
-        where = dict(zip(sizes, ends, strict=False))
-        threads = range(len(self.shares))
-        self.offsets = np.array([[where.get((name, n), where.get((name, None))) for name in moving] for n in threads])
-
-    def arrange(self, strides: list[tuple[int, ...]]) -> None:
-        """Set the words for arrays with these strides."""
-        self.strides = strides
-        for k, (read, found) in enumerate(zip(self.program.reads, strides, strict=True)):
-            self.columns[k], words = self.program.layout(read, found)
-            for name, word in words.items():
-                self.table[:, self.program.index[name]] = word
-
-    def run(self, addresses: list[int], steps: int, reverse: bool) -> None:
-        """The loop, with the arrays at these addresses."""
-        addresses += [steps, reverse]
-        if len(self.rows) == 1:
-            self.table[0, self.given] = addresses
-        else:
-            self.table[:, self.given] = np.array(addresses) + self.starts * self.columns
-        if self.memory is None:
-            self.memory = reuse.empty((self.bytes,), np.uint8)
-            base = -(-address_of(self.memory) // _LINE) * _LINE
-            self.table[:, self.moving] = base + self.offsets
-        self.counter[0] = 0
-        if len(self.rows) == 1:
-            self.function(int(self.rows[0]))
-        else:
-            at_once(self.entry, self.rows)
-        if self.bytes > _SMALL:  # worth giving back
-            self.memory = None
-
-
-def address_of(array: Any) -> int:
-    """Where the first number of an array stands."""
-    flags = array.flags
-    if flags.c_contiguous and flags.writeable:  # the short way
-        return ctypes.addressof(ctypes.c_char.from_buffer(array))
-    return int(array.__array_interface__["data"][0])
 
 
 class TorchProgram:

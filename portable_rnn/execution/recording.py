@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from .dialects import NumpyDialect, TorchDialect
-from .tracing import Graph, Untraceable, Value, flattened, trace
+from .nests import flattened
+from .tracing import Graph, Untraceable, Value, trace
 
 __all__ = ["Arguments", "hoisting", "outputs_over_time", "recorded"]
 
@@ -16,7 +17,7 @@ class Arguments:
     Attributes
     ----------
     leaves : lists of the arrays of carry, xs and shared
-    structures : their nests, as from `tracing.flattened`
+    structures : their nests, as from `nests.flattened`
     forms : tuple of tuples of (shape of a step, dtype), or None
         None: there can be no program.
     """

@@ -21,8 +21,8 @@ import numpy as np
 
 from .llvm import has_llvm
 from .machine_loops import CompiledProgram, Memory, compiled_program
+from .nests import rebuilt
 from .recording import Arguments
-from .tracing import rebuilt
 
 __all__ = ["machine_scan", "worth_a_call"]
 

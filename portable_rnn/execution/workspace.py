@@ -1,0 +1,127 @@
+"""Memory of compiled loops while they run, and the words that say to each thread where everything is."""
+
+from __future__ import annotations
+
+import ctypes
+import itertools
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from . import reuse
+from .llvm import entry_of
+from .workers import at_once
+
+__all__ = ["CARRY", "SHARED", "XS", "Read", "Workspace", "address_of"]
+
+CARRY, XS, SHARED = range(3)  # groups of a loop's arguments
+
+_COLLECTED = 512  # columns that are taken together for the sums over time
+_LINE = 64  # bytes of the cache
+_SMALL = 1 << 16  # bytes: workspaces of less are kept
+
+
+@dataclass(frozen=True)
+class Read:
+    """An array that a loop reads, by the name of the word for its address."""
+
+    word: str
+    group: int  # of the arguments: carry, xs, or shared and behind it what is hoisted
+    number: int
+    kind: str  # "input" over time, left side of a "product", or "plain"
+    size: int  # of an element
+    transposed: bool = False
+    spread: bool = False  # one column for all
+
+
+class Workspace:
+    """Memory of a loop while it runs, and the words of each thread; runs use it one after the other.
+
+    Attributes
+    ----------
+    shares : list of (start, stop)
+        The columns of each thread.
+    strides : list of tuple of int
+        Of the arrays for which the words are set.
+    buffers : dict of str to array
+        Where the carry goes.
+    """
+
+    def __init__(self, program: Any, shares: list[tuple[int, int]]) -> None:
+        self.program, self.shares, batch = program, shares, program.batch
+        self.function, self.entry = program.function, entry_of(program.function)
+        self.strides: list[tuple[int, ...]] = []
+        capacity = max(_COLLECTED // batch, 1) * batch
+        self.buffers = {
+            f"{which}{k}": np.empty(shape, dtype)
+            for k, (shape, dtype) in enumerate(program.carry_forms)
+            for which in "nm"
+            if f"{which}{k}" in program.index
+        }
+        self.counter = np.zeros(1, dtype=np.int64)
+        self.table = np.zeros((len(shares), len(program.index)), dtype=np.int64)
+        self.rows = np.array([address_of(row) for row in self.table])
+        self.starts = np.array(shares)[:, :1]
+        for n, (start, stop) in enumerate(shares):
+            known = {"batch": batch, "first": start, "width": stop - start, "part": n, "parts": len(shares)}
+            known |= {"capacity": capacity, "counter": address_of(self.counter)}
+            known |= {name: address_of(array) + start * array.itemsize for name, array in self.buffers.items()}
+            for name, word in known.items():
+                self.table[n, program.index[name]] = word
+        stacks = [f"y{k}" for k in range(len(program.stages.stacks))]
+        sums = [f"sum{k}" for k in range(len(program.sum_forms))]
+        names = [*(read.word for read in program.reads), *stacks, *sums, "steps", "reverse"]
+        # a stack that no stage writes has no word, and its address goes where nothing is read
+        self.given = np.array([program.index.get(name, program.index["steps"]) for name in names])
+        self.columns = np.zeros(len(names), dtype=np.int64)  # bytes between them, by which a thread's first is found
+        first = len(program.reads)
+        self.columns[first : first + len(stacks)] = [dtype.itemsize for _, dtype in program.stack_forms(0)]
+        self._lay_out(program.workspace_sizes(shares, capacity), program.dtype.itemsize)
+
+    def _lay_out(self, sizes: dict[tuple[str, int | None], int], size: int) -> None:
+        """Decide where in one piece of memory everything stands."""
+        ends = list(itertools.accumulate((-(-n * size // _LINE) * _LINE for n in sizes.values()), initial=0))
+        self.bytes = ends[-1] + _LINE
+        self.memory: Any = None
+        index = self.program.index
+        moving = dict.fromkeys(name for name, _ in sizes)
+        self.moving = np.array([index[name] for name in moving], dtype=np.int64)
+        where = dict(zip(sizes, ends, strict=False))
+        threads = range(len(self.shares))
+        self.offsets = np.array([[where.get((name, n), where.get((name, None))) for name in moving] for n in threads])
+
+    def arrange(self, strides: list[tuple[int, ...]]) -> None:
+        """Set the words for arrays with these strides."""
+        self.strides = strides
+        for k, (read, found) in enumerate(zip(self.program.reads, strides, strict=True)):
+            self.columns[k], words = self.program.layout(read, found)
+            for name, word in words.items():
+                self.table[:, self.program.index[name]] = word
+
+    def run(self, addresses: list[int], steps: int, reverse: bool) -> None:
+        """The loop, with the arrays at these addresses."""
+        addresses += [steps, reverse]
+        if len(self.rows) == 1:
+            self.table[0, self.given] = addresses
+        else:
+            self.table[:, self.given] = np.array(addresses) + self.starts * self.columns
+        if self.memory is None:
+            self.memory = reuse.empty((self.bytes,), np.uint8)
+            base = -(-address_of(self.memory) // _LINE) * _LINE
+            self.table[:, self.moving] = base + self.offsets
+        self.counter[0] = 0
+        if len(self.rows) == 1:
+            self.function(int(self.rows[0]))
+        else:
+            at_once(self.entry, self.rows)
+        if self.bytes > _SMALL:  # worth giving back
+            self.memory = None
+
+
+def address_of(array: Any) -> int:
+    """Where the first number of an array stands."""
+    flags = array.flags
+    if flags.c_contiguous and flags.writeable:  # the short way
+        return ctypes.addressof(ctypes.c_char.from_buffer(array))
+    return int(array.__array_interface__["data"][0])
