@@ -6,6 +6,7 @@ import abc
 import dataclasses
 import math
 from collections.abc import Iterable, Sequence
+from functools import cached_property
 from types import ModuleType
 from typing import Any, ClassVar
 
@@ -203,7 +204,7 @@ class Layer(abc.ABC):
         def pullback(dy: Array | None = None, dstate: State = None) -> tuple[Params, Array | None, State]:
             check_cotangent("dy", dy, y)
             check_cotangent("dstate", dstate, final)
-            zero = backend_of(y).xp.zeros_like
+            zero = namespace_of(y).zeros_like
             return self.backward(params, residuals, zero(y) if dy is None else dy, dstate)
 
         return y, final, pullback
@@ -230,11 +231,15 @@ class Layer(abc.ABC):
             self.check_values(to_numpy(x), None if marks.lengths is None else to_numpy(marks.lengths))
         return x, marks
 
+    @cached_property
+    def _shapes(self) -> dict[str, tuple[int, ...]]:
+        return self.parameter_shapes()
+
     def check_params(self, params: Params) -> None:
         """Raise InputError where names or shapes of `params` are not `parameter_shapes`."""
         if not isinstance(params, dict):
             raise InputError(f"params must be a dict of arrays, as layer.init() returns, got {type(params).__name__}")
-        shapes = self.parameter_shapes()
+        shapes = self._shapes
         if params.keys() != shapes.keys():
             missing = ", ".join(sorted(shapes.keys() - params.keys())) or "none"
             extra = ", ".join(sorted(params.keys() - shapes.keys())) or "none"

@@ -5,7 +5,7 @@ One direction over time is in `direction.py`, the maths of a step in `cells.py`.
 
 from __future__ import annotations
 
-from functools import partial
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 from .direction import Span, run_direction, run_direction_backward
@@ -35,10 +35,15 @@ class Masks(NamedTuple):
     zoneout: Any = None
 
 
-def suffixes(layer: Any) -> list[list[str]]:
+def suffixes(layer: Any) -> tuple[tuple[str, ...], ...]:
     """Torch's parameter suffixes, by layer and direction."""
-    ends = ("", "_reverse") if layer.bidirectional else ("",)
-    return [[f"_l{k}{end}" for end in ends] for k in range(layer.num_layers)]
+    return _suffixes(layer.num_layers, layer.bidirectional)
+
+
+@cache
+def _suffixes(num_layers: int, bidirectional: bool) -> tuple[tuple[str, ...], ...]:
+    ends = ("", "_reverse") if bidirectional else ("",)
+    return tuple(tuple(f"_l{k}{end}" for end in ends) for k in range(num_layers))
 
 
 def one_direction(params: Params, suffix: str) -> Params:

@@ -15,6 +15,7 @@ import functools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from types import ModuleType
 from typing import Any, TypeVar
 
 import array_api_compat
@@ -55,7 +56,7 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 def compiles(xp: Any) -> bool:
     """Whether the library compiles a function anew for every shape it meets (JAX)."""
-    return bool(array_api_compat.is_jax_namespace(xp))
+    return _library(xp) == "jax"
 
 
 def jit(xp: Any, function: Function, static: tuple[str, ...] = ()) -> Function:
@@ -93,7 +94,7 @@ def fuse(xp: Any, function: Callable[..., Any]) -> Callable[..., Any]:
 @functools.lru_cache(maxsize=256)
 def _fused(xp: Any, function: Callable[..., Any]) -> Callable[..., Any]:
     bound = functools.partial(function, xp)
-    if not array_api_compat.is_cupy_namespace(xp):
+    if _library(xp) != "cupy":
         return bound
     import cupy
 
@@ -263,11 +264,21 @@ def records(xp: Any) -> bool:
 
 def _planned_library(xp: Any) -> str | None:
     """The library, where a loop that computes into given memory is faster than a plain one (measured, but for CuPy)."""
-    if array_api_compat.is_numpy_namespace(xp):
-        return "numpy"
-    if array_api_compat.is_cupy_namespace(xp):
-        return "cupy"
-    return "torch" if array_api_compat.is_torch_namespace(xp) else None
+    library = _library(xp)
+    return None if library == "jax" else library
+
+
+def _library(xp: Any) -> str | None:
+    """Which of the libraries with a path of their own it is, or None."""
+    return _library_of_module(xp) if isinstance(xp, ModuleType) else None
+
+
+@functools.lru_cache(maxsize=64)
+def _library_of_module(xp: ModuleType) -> str | None:
+    for library in ("numpy", "cupy", "torch", "jax"):
+        if getattr(array_api_compat, f"is_{library}_namespace")(xp):
+            return library
+    return None
 
 
 def _differentiated(library: str, tree: Any) -> bool:
@@ -328,7 +339,7 @@ def in_order(xp: Any, x: Array) -> Array:
 
     They usually are a view of sequences (B, T, F).
     """
-    if not array_api_compat.is_numpy_namespace(xp) or x[0].flags.c_contiguous:
+    if _library(xp) != "numpy" or x[0].flags.c_contiguous:
         return x
     steps, features, batch = x.shape
     out = reuse.empty(x.shape, x.dtype)
@@ -366,7 +377,7 @@ class Collected:
 
     def add(self, start: int, block: Array) -> None:
         """Put a block at its place."""
-        if block.shape[0] == self.steps or not array_api_compat.is_numpy_namespace(self.xp):
+        if block.shape[0] == self.steps or _library(self.xp) != "numpy":
             self.blocks.append((start, block))
             return
         if self.whole is None:
@@ -383,7 +394,7 @@ class Collected:
 
 def side_by_side(xp: Any, a: Array) -> Array:
     """The same (T, M, B), where it helps with the columns of all steps side by side in memory: (M, T * B)."""
-    if not array_api_compat.is_numpy_namespace(xp):
+    if _library(xp) != "numpy":
         return a
     steps, rows, batch = a.shape
     columns = reuse.empty((rows, steps, batch), a.dtype)
@@ -393,7 +404,7 @@ def side_by_side(xp: Any, a: Array) -> Array:
 
 def product(xp: Any, left: Array, right: Array) -> Array:
     """``xp.matmul``, for a large result that is soon done with."""
-    if not array_api_compat.is_numpy_namespace(xp):
+    if _library(xp) != "numpy":
         return xp.matmul(left, right)
     shape = (*right.shape[:-2], left.shape[-2], right.shape[-1])
     return np.matmul(left, right, out=reuse.empty(shape, right.dtype))
