@@ -77,7 +77,7 @@ def compiled(program: Program) -> Any:
     return tuple(carry), outputs
 
 
-SHARED_BY = ("one thread", "columns", "rows")
+SHARED_BY = ("one thread", "columns", "columns, sums by rows", "rows")
 
 
 def share(by: str, patch: pytest.MonkeyPatch) -> None:
@@ -93,6 +93,7 @@ def share(by: str, patch: pytest.MonkeyPatch) -> None:
     patch.setattr(machine_loops, "_LINE", 16)
     patch.setattr(machine_loops, "_WORTH_WAITING", 0 if by == "rows" else 1 << 60)
     patch.setattr(workspace, "_COLLECTED", 5)
+    patch.setattr(machine_loops, "_OWN_SUMS", 0 if by == "columns, sums by rows" else 1 << 20)
     patch.setattr(machine_loops, "_FEWEST", 1)
     machine_loops.compiled_program.cache_clear()
 

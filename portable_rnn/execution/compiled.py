@@ -1,9 +1,9 @@
 """Stages as one function of machine code (extra ``[fast]``), which several threads run.
 
 The columns of a batch don't look at each other: each thread takes some of them from the first step to the last. Only
-for the sums over time, of which each takes some rows, they wait for each other, every few steps. Where a batch has too
-few columns (two threads must not write to one line of the cache), each takes some of the rows of every stage, and they
-wait for each other between a product and what depends on it.
+for large sums over time, of which each takes some rows, do they wait for each other, every few steps. Where a batch has
+too few columns (two threads must not write to one line of the cache), each takes some of the rows of every stage, and
+they wait for each other between a product and what depends on it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from .llvm import NUMBER_BYTES, Emitter, compiled, machine
 from .matrices import routines
 from .places import Place
-from .stages import Access, Kernel, Product, RowSum, Stages
+from .stages import Access, Kernel, Product, RowSum, Stages, Term
 from .tracing import Untraceable
 from .vector_math import apply
 
@@ -38,6 +38,8 @@ class Form(NamedTuple):
         A batch of one column.
     by_rows : bool
         Threads share the rows of each stage, not the columns; there is no `RowSum` then.
+    own_sums : bool
+        Each thread adds up the sums over time of its own columns, elsewhere. Otherwise each adds up some of their rows.
     """
 
     shapes: dict[str, tuple[int, ...]]
@@ -46,6 +48,7 @@ class Form(NamedTuple):
     lanes: int
     single: bool
     by_rows: bool
+    own_sums: bool
 
 
 def compiled_loop(stages: Stages, form: Form) -> tuple[str, Any, list[str]]:
@@ -94,7 +97,7 @@ class _LoopWriter:
         from llvmlite import ir
 
         self.stages, self.shapes, self.booleans = stages, form.shapes, form.booleans
-        self.single, self.by_rows = form.single, form.by_rows
+        self.single, self.by_rows, self.own_sums = form.single, form.by_rows, form.own_sums
         self.routines = routines(form.dtype, form.lanes)
         self.matrices: dict[str, tuple[int, int]] = {}  # rows and columns of the left sides, by the word for its panels
         self.words = self._words()
@@ -358,11 +361,12 @@ class _LoopWriter:
     def _collect(self, k: Any, filled: Any) -> Any:
         """Put this step's columns beside those of earlier ones; when they are full, add their product to the sums."""
         e, word = self.e, self.word
-        width, batch = (1, 1) if self.single else (word["width"], word["batch"])
+        width = 1 if self.single else word["width"]
+        together = width if self.single or self.own_sums else word["batch"]  # columns of a step in one collection
         height = self.routines.tile_rows
         panel = e.times(word["capacity"], height)
         lefts, rights = collected(self.stages, "left"), collected(self.stages, "right")
-        column = e.plus(filled, word["first"])
+        column = filled if self.own_sums else e.plus(filled, word["first"])
         for number, place in enumerate(lefts):
             source, row = self._rows(place)
             start, stop = self._own(place.rows)
@@ -371,29 +375,35 @@ class _LoopWriter:
             self._call("panels", source, row, 1, to, panel, e.minus(stop, start), width)
         for number, place in enumerate(rights):
             self._collect_right(place, word[f"right{number}"], column, width)
-        now = e.plus(filled, batch)
-        full = e.less(word["capacity"], e.plus(now, batch))
+        now = e.plus(filled, together)
+        full = e.less(word["capacity"], e.plus(now, together))
         last = e.builder.icmp_signed("==", e.plus(k, 1), word["steps"])
         flush = e.builder.or_(full, last)
         before = self.counted
         with e.when(flush):
-            self._wait()
+            if not self.own_sums:
+                self._wait()
             for number, term in enumerate(self.stages.terms):
-                start, stop = self._share(term.left.rows)
-                columns = term.right.rows if term.right is not None else 1
-                left = e.address(word[f"left{lefts.index(term.left)}"], e.times(start, word["capacity"]))
-                out = e.address(word[f"sum{number}"], e.times(start, columns))
-                rows = e.minus(stop, start)
-                if term.right is None:
-                    self._call("add_totals", left, panel, out, rows, now)
-                    continue
-                right = word[f"right{rights.index(term.right)}"]
-                length, distance = self._right_panels(columns)
-                self._call("product", left, panel, right, length, distance, out, columns, rows, now, columns, 1)
-            self._wait()
-        waits = e.builder.select(flush, e.times(word["parts"], 2), e.word(0))
+                left = word[f"left{lefts.index(term.left)}"]
+                right = word[f"right{rights.index(term.right)}"] if term.right is not None else None
+                self._add_term(term, left, panel, right, word[f"sum{number}"], now)
+            if not self.own_sums:
+                self._wait()
+        waits = 0 if self.own_sums else e.builder.select(flush, e.times(word["parts"], 2), e.word(0))
         self.counted = e.plus(before, waits)
         return e.builder.select(flush, e.word(0), now)
+
+    def _add_term(self, term: Term, left: Any, panel: Any, right: Any, out: Any, columns: Any) -> None:
+        """Add what so many collected columns give of a term."""
+        e, rows = self.e, term.left.rows
+        start, stop = (0, e.word(rows)) if self.own_sums else self._share(rows)
+        length = term.right.rows if term.right is not None else 1
+        left, out = e.address(left, e.times(start, self.word["capacity"])), e.address(out, e.times(start, length))
+        if term.right is None:
+            self._call("add_totals", left, panel, out, e.minus(stop, start), columns)
+            return
+        row, distance = self._right_panels(length)
+        self._call("product", left, panel, right, row, distance, out, length, e.minus(stop, start), columns, length, 1)
 
     def _right_panels(self, rows: int) -> tuple[int, Any]:
         """Row length of the panels in which so many rows of a step are collected for a right side; their distance."""

@@ -26,6 +26,7 @@ __all__ = ["CompiledProgram", "Memory", "compiled_program", "compiled_scan"]
 
 _WORTH_A_THREAD = 1 << 21  # multiplications of a loop
 _WORTH_WAITING = 1 << 18  # multiplications of a step, after which threads wait for each other
+_OWN_SUMS = 1 << 20  # numbers of all sums over time, up to which each thread has its own
 _FEWEST = 32  # columns of all steps: a product with some of them takes as long as it takes to lay its weights out
 _LINE = 64  # bytes of the cache
 
@@ -70,7 +71,8 @@ class CompiledProgram:
         self.by_rows = few and threads() > 1
         self.routines = routines(dtype, lanes)
         shapes = {name: value.shape for name, value in inputs.items()}
-        form = Form(shapes, booleans, dtype, lanes, single=self.batch == 1, by_rows=self.by_rows)
+        self.own_sums = not self.by_rows and self.sum_ends[-1] <= _OWN_SUMS
+        form = Form(shapes, booleans, dtype, lanes, self.batch == 1, self.by_rows, self.own_sums)
         self.name, self.function, words = compiled_loop(stages, form)
         self.index = {name: k for k, name in enumerate(words)}
         self.lanes = max(lanes, _LINE // self.dtype.itemsize)  # of a thread at least: none writes to another's line
@@ -161,7 +163,7 @@ class CompiledProgram:
             base, size = address_of(memory.sums), self.dtype.itemsize
             addresses += [base + size * start for start in self.sum_ends[:-1]]
         steps = xs[0].shape[0]
-        space.run(addresses, steps, reverse)
+        space.run(addresses, steps, reverse, memory.sums)
         which = "n" if steps % 2 else "m"
         ends = {k: space.buffers[f"{which}{k}"].copy() for k, end in enumerate(self.stages.ends) if end[0] == "n"}
         self.idle.append(space)
@@ -189,16 +191,20 @@ class CompiledProgram:
 
     # ------------------------------------------------------------------ how it runs
 
-    def workspace_sizes(self, shares: list[tuple[int, int]], capacity: int) -> dict[tuple[str, int | None], int]:
+    def workspace_sizes(
+        self, shares: list[tuple[int, int]], capacities: list[int]
+    ) -> dict[tuple[str, int | None], int]:
         """Numbers of the memory that a run needs beside arrays, by its word and the thread it belongs to, or None."""
-        height, most, panels = self.routines.tile_rows, self.routines.tile_columns, self.routines.panels
+        panels, height, most = self.routines.panels, self.routines.tile_rows, self.routines.tile_columns
         sizes: dict[tuple[str, int | None], int] = {}
         for name, transposed, rows, inner in self.matrices:
             sizes[panels_of(name, transposed), None] = panels(rows) * height * inner
         for kind, places in self.collected.items():
             for k, place in enumerate(places):
                 size = height if kind == "left" else min(most, place.rows)
-                sizes[f"{kind}{k}", None] = -(-place.rows // size) * size * capacity
+                rows = -(-place.rows // size) * size
+                for n, capacity in enumerate(capacities):
+                    sizes[f"{kind}{k}", n if self.own_sums else None] = rows * capacity
         work = {f"w{k}": shape[0] for k, (shape, _) in enumerate(self.stages.work) if f"w{k}" in self.index}
         own = {f"{name}_buffer": rows for name, rows in self.apart.items()}
         if self.by_rows:

@@ -52,7 +52,8 @@ class Workspace:
         self.program, self.shares, batch = program, shares, program.batch
         self.function, self.entry = program.function, entry_of(program.function)
         self.strides: list[tuple[int, ...]] = []
-        capacity = max(_COLLECTED // batch, 1) * batch
+        steps = [stop - start if program.own_sums else batch for start, stop in shares]  # columns of one
+        capacities = [max(_COLLECTED // width, 1) * width for width in steps]
         self.buffers = {
             f"{which}{k}": np.empty(shape, dtype)
             for k, (shape, dtype) in enumerate(program.carry_forms)
@@ -65,7 +66,7 @@ class Workspace:
         self.starts = np.array(shares)[:, :1]
         for n, (start, stop) in enumerate(shares):
             known = {"batch": batch, "first": start, "width": stop - start, "part": n, "parts": len(shares)}
-            known |= {"capacity": capacity, "counter": address_of(self.counter)}
+            known |= {"capacity": capacities[n], "counter": address_of(self.counter)}
             known |= {name: address_of(array) + start * array.itemsize for name, array in self.buffers.items()}
             for name, word in known.items():
                 self.table[n, program.index[name]] = word
@@ -74,10 +75,12 @@ class Workspace:
         names = [*(read.word for read in program.reads), *stacks, *sums, "steps", "reverse"]
         # a stack that no stage writes has no word, and its address goes where nothing is read
         self.given = np.array([program.index.get(name, program.index["steps"]) for name in names])
+        self.sums = np.array([program.index[name] for name in sums], dtype=np.int64)
+        self.sum_starts = np.array(program.sum_ends[:-1]) * program.dtype.itemsize
         self.columns = np.zeros(len(names), dtype=np.int64)  # bytes between them, by which a thread's first is found
         first = len(program.reads)
         self.columns[first : first + len(stacks)] = [dtype.itemsize for _, dtype in program.stack_forms(0)]
-        self._lay_out(program.workspace_sizes(shares, capacity), program.dtype.itemsize)
+        self._lay_out(program.workspace_sizes(shares, capacities), program.dtype.itemsize)
 
     def _lay_out(self, sizes: dict[tuple[str, int | None], int], size: int) -> None:
         """Decide where in one piece of memory everything stands."""
@@ -99,24 +102,37 @@ class Workspace:
             for name, word in words.items():
                 self.table[:, self.program.index[name]] = word
 
-    def run(self, addresses: list[int], steps: int, reverse: bool) -> None:
-        """The loop, with the arrays at these addresses."""
+    def run(self, addresses: list[int], steps: int, reverse: bool, sums: Any) -> None:
+        """The loop, with the arrays at these addresses; `sums`, which are zero, are among them."""
         addresses += [steps, reverse]
-        if len(self.rows) == 1:
-            self.table[0, self.given] = addresses
-        else:
+        several = len(self.rows) > 1
+        if several:
             self.table[:, self.given] = np.array(addresses) + self.starts * self.columns
+        else:
+            self.table[0, self.given] = addresses
         if self.memory is None:
             self.memory = reuse.empty((self.bytes,), np.uint8)
             base = -(-address_of(self.memory) // _LINE) * _LINE
             self.table[:, self.moving] = base + self.offsets
+        others = self._sums_of_others(sums) if several and self.program.own_sums and sums.size else None
         self.counter[0] = 0
-        if len(self.rows) == 1:
-            self.function(int(self.rows[0]))
-        else:
+        if several:
             at_once(self.entry, self.rows)
+        else:
+            self.function(int(self.rows[0]))
+        if others is not None:
+            for part in others:
+                sums += part
         if self.bytes > _SMALL:  # worth giving back
             self.memory = None
+
+    def _sums_of_others(self, sums: Any) -> Any:
+        """Zeros where all threads but the first add up."""
+        others = reuse.empty((len(self.rows) - 1, sums.size), sums.dtype)
+        others[...] = 0
+        starts = address_of(others) + np.arange(len(others))[:, None] * others.strides[0]
+        self.table[1:, self.sums] = starts + self.sum_starts
+        return others
 
 
 def address_of(array: Any) -> int:
