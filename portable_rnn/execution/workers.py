@@ -6,10 +6,12 @@ it takes as long as a small loop runs. It looks, runs and waits in machine code,
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import functools
 import os
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -149,6 +151,13 @@ class _Workers:
         finally:  # whatever interrupts this thread, the others use its arrays, and may wait for it
             native["lead"](self.boards, count, function, int(arguments[0]))
 
+    def rest(self) -> None:
+        """Wait until none looks for work any more."""
+        states = self.memory[(self.boards - self.memory.ctypes.data) // 8 + _STATE :: _WORDS]
+        deadline = time.monotonic() + 1
+        while np.any(states == _IDLE) and time.monotonic() < deadline:
+            time.sleep(0.001)
+
     def make_way(self) -> None:
         """Keep the threads off the processor on which this one runs: the system may wake them there, and leave them."""
         here = _processor()
@@ -185,6 +194,13 @@ def _processor() -> int:
 
 
 _workers = _Workers()
+
+
+def _rest() -> None:
+    _workers.rest()
+
+
+atexit.register(_rest)  # the machine code that they run goes away at the end of the process
 
 
 def _start_anew() -> None:
