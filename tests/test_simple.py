@@ -150,6 +150,13 @@ def test_looking_up_a_library_does_not_change_the_weights(monkeypatch: pytest.Mo
 # ---------------------------------------------------------------------- the gradient
 
 
+@pytest.fixture(params=["as the notebook", "as a layer"])
+def either_way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both ways of running a sequence, of which the second is that of large ones."""
+    monkeypatch.setattr(simple, "LARGE", 0 if request.param == "as a layer" else 1 << 60)
+
+
+@pytest.mark.usefixtures("either_way")
 @pytest.mark.parametrize("steps", [1, 2, 3, 4, 5])
 def test_gradients_are_finite_differences(backend: Any, steps: int) -> None:
     batch = 1 + steps % 3
@@ -167,6 +174,7 @@ def test_gradients_are_finite_differences(backend: Any, steps: int) -> None:
             assert not gradients[name].any()
 
 
+@pytest.mark.usefixtures("either_way")
 def test_gradients_are_those_of_the_layers(backend: Any) -> None:
     """Against RNN and Linear on NumPy, with more columns than one product takes."""
     steps, batch = 7, 75
@@ -204,6 +212,7 @@ def test_the_original_formula_is_wrong_and_this_one_is_not(backend: Any) -> None
         assert relative_error(ours[name], exact[name]) < 1e-6, name
 
 
+@pytest.mark.usefixtures("either_way")
 def test_a_batch_is_the_sum_of_its_sequences(backend: Any) -> None:
     rnn, inputs, d_y = random_network(backend, (2, 4, 3), 3, 5, seed=1)
     y = rnn.forward(inputs)
@@ -219,6 +228,7 @@ def test_a_batch_is_the_sum_of_its_sequences(backend: Any) -> None:
 # ---------------------------------------------------------------------- the calls
 
 
+@pytest.mark.usefixtures("either_way")
 def test_train_is_forward_squared_error_and_backward(backend: Any) -> None:
     rnn, inputs, _ = random_network(backend, (2, 3, 2), 3, 1, seed=2)
     other, _, _ = random_network(backend, (2, 3, 2), 3, 1, seed=2)
@@ -232,6 +242,7 @@ def test_train_is_forward_squared_error_and_backward(backend: Any) -> None:
         np.testing.assert_allclose(here, there, rtol=1e-12, atol=1e-14)
 
 
+@pytest.mark.usefixtures("either_way")
 def test_backward_learns_only_when_told(backend: Any) -> None:
     rnn, inputs, d_y = random_network(backend, (2, 3, 2), 3, 1, seed=3)
     before = {name: backend.numpy(getattr(rnn, name)).copy() for name in WEIGHTS}
@@ -247,6 +258,18 @@ def test_backward_learns_only_when_told(backend: Any) -> None:
         np.testing.assert_allclose(after, before[name] - 0.5 * learnt[name], rtol=1e-14, atol=1e-16)
 
 
+def test_a_large_batch_runs_as_a_layer(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    inputs, target = list(rng.standard_normal((40, 1, 32))), rng.standard_normal((1, 32))
+    large, plain = (SimpleRNN(1, 64, seed=0, learning_rate=1e-4) for _ in range(2))
+    losses = [large.train(inputs, target) for _ in range(3)]
+    assert large._saved is not None
+    monkeypatch.setattr(simple, "LARGE", 1 << 60)
+    np.testing.assert_allclose(losses, [plain.train(inputs, target) for _ in range(3)], rtol=1e-12)
+    assert plain._saved is None
+    assert relative_error(large.Whh, plain.Whh) < 1e-11
+
+
 def test_gradients_do_not_share_memory_with_d_y() -> None:
     rnn = SimpleRNN(seed=0)
     rnn.forward([[[1]]])
@@ -256,6 +279,7 @@ def test_gradients_do_not_share_memory_with_d_y() -> None:
     assert gradients["by"] == 1
 
 
+@pytest.mark.usefixtures("either_way")
 def test_what_it_keeps(backend: Any) -> None:
     rnn = SimpleRNN(2, 3, 1, learning_rate=0.25, backend=backend.target, seed=0)
     inputs = [np.array([[1], [2]]), np.array([[3], [4]])]

@@ -100,13 +100,14 @@ def _write_begin(module: Any) -> None:
 
 
 def _write_lead(module: Any) -> None:
-    """Run a function here, then wait until all boards are done. Arguments: boards, count, function, argument."""
+    """Run a function here, and wait until all boards are done. Arguments: boards, count, function, argument."""
     e = Emitter(module, "lead", ["boards", "count", "function", "argument"])
     a = e.arguments
     e.call_at(a["function"], a["argument"])
     with e.loop(0, a["count"]) as (k, _):
-        state = e.address(a["boards"], k, 8 * _WORDS)
-        e.wait_while(lambda: e.equal(e.load_shared(state), _BUSY))
+        board = e.address(a["boards"], k, 8 * _WORDS)
+        e.wait_while(lambda: e.equal(e.load_shared(e.address(board, _STATE, 8)), _BUSY))
+        e.store_word(0, e.address(board, _ARGUMENT, 8))
     e.finish()
 
 
@@ -126,16 +127,18 @@ class _Workers:
         size = 8 * _WORDS
         self.boards = -(-self.memory.ctypes.data // size) * size
         first = (self.boards - self.memory.ctypes.data) // 8
-        self.slept = self.memory[first + _SLEPT :: _WORDS]
+        self.states, self.arguments, self.slept = (
+            self.memory[first + word :: _WORDS] for word in (_STATE, _ARGUMENT, _SLEPT)
+        )
 
     def start(self, count: int) -> None:
         """Have so many threads."""
         for k in range(len(self.alarms), count):
             alarm = threading.Lock()
             alarm.acquire()
-            self.alarms.append(alarm)
             arguments = (alarm, self.memory, self.boards + 8 * _WORDS * k, self.numbers)
             threading.Thread(target=_work, args=arguments, name=f"portable-rnn-{k}", daemon=True).start()
+            self.alarms.append(alarm)
 
     def run(self, function: int, arguments: Any) -> None:
         """The function at an address for each of its arguments, the first here."""
@@ -143,19 +146,19 @@ class _Workers:
         self.start(count)
         self.make_way()
         native = _functions()
-        native["begin"](self.boards, count, function, arguments.ctypes.data + 8)
         try:
-            for k in range(count):
-                if self.slept[k]:
-                    self.alarms[k].release()
-        finally:  # whatever interrupts this thread, the others use its arrays, and may wait for it
-            native["lead"](self.boards, count, function, int(arguments[0]))
+            native["begin"](self.boards, count, function, arguments.ctypes.data + 8)
+        finally:  # whatever interrupts this thread: once begun, the others use its arrays, and may wait for it
+            if self.arguments[0]:
+                for k in range(count):
+                    if self.slept[k]:
+                        self.alarms[k].release()
+                native["lead"](self.boards, count, function, int(arguments[0]))
 
     def rest(self) -> None:
         """Wait until none looks for work any more."""
-        states = self.memory[(self.boards - self.memory.ctypes.data) // 8 + _STATE :: _WORDS]
         deadline = time.monotonic() + 1
-        while np.any(states == _IDLE) and time.monotonic() < deadline:
+        while np.any(self.states == _IDLE) and time.monotonic() < deadline:
             time.sleep(0.001)
 
     def make_way(self) -> None:
@@ -200,7 +203,7 @@ def _rest() -> None:
     _workers.rest()
 
 
-atexit.register(_rest)  # the machine code that they run goes away at the end of the process
+atexit.register(_rest)  # at the end of the process the machine code that they run goes away
 
 
 def _start_anew() -> None:
