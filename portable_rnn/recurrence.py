@@ -184,7 +184,7 @@ def state_sizes(layer: Any) -> tuple[int, ...]:
 def _states(xp: Any, states: list[tuple[Array, ...]]) -> tuple[Array, ...]:
     """The states of all layers and directions, each of their arrays as a public one (L, B, H)."""
     if len(states) == 1:
-        return tuple([xp.permute_dims(part, (1, 0))[None, ...] for part in states[0]])
+        return tuple([part.T[None, ...] for part in states[0]])
     parts = zip(*states, strict=True)
     return tuple([xp.permute_dims(xp.stack(part), (0, 2, 1)) for part in parts])
 

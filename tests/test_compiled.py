@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import multiprocessing
+import os
+import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -259,6 +261,20 @@ def test_several_threads_at_once(by: str, turn_on: Any) -> None:
     with ThreadPoolExecutor(len(many)) as pool:
         errors = list(pool.map(work, range(len(many))))
     assert np.max(errors) < 1e-13  # as many threads as are free share the sums
+
+
+def test_a_process_may_end_right_after_a_loop() -> None:
+    script = (
+        "import numpy as np, portable_rnn as prnn\n"
+        "layer = prnn.LSTM(32, 64)\n"
+        "y, _, pullback = layer.vjp(layer.init(0), np.ones((64, 40, 32), dtype='float32'))\n"
+        "pullback(y)\n"
+        "from portable_rnn.execution import workers\n"
+        "print(len(workers._workers.alarms) == min(workers.threads(), 4) - 1)\n"
+    )
+    environment = os.environ | {"PORTABLE_RNN_COMPILE": "1"}
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout.strip(), done.stderr) == (0, "True", "")
 
 
 def in_child(queue: Any, case: cases.Case) -> None:
