@@ -2,8 +2,8 @@
 
 Run ``python benchmarks/notebook_speed.py``: a table of ratios of time, each the median of rounds in which the two take
 turns, after some rounds that don't count. NumPy's products run on one thread, since more make ones this small slower;
-loops of machine code (extra ``[fast]``) take those that they want. Exits with 1 when a target is missed. NumPy, float64,
-a few seconds.
+loops of machine code (extra ``[fast]``) take those that they want. Exits with 1 when a target is missed. NumPy,
+float64, a few seconds.
 
 The notebook itself is not in this repository: `NotebookRNN` is reconstructed from its formula (``docs/notebook.md``),
 both faults included, because they are part of what it costs. The last two rows say why a ratio is what it is and
