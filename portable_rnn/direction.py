@@ -5,7 +5,6 @@ The time loop stands here once. What a step computes is in `cells.py`; how the l
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -170,8 +169,7 @@ def run_direction(
     """
     w = cell.prepare(xp, p)
     forward = _Forward(cell, keep)
-    multiplications = x.shape[0] * x.shape[2] * sum(math.prod(a.shape) for a in p.values())
-    step = _ForwardOfInput(forward, before=keep and keeps_carry(xp, multiplications))
+    step = _ForwardOfInput(forward, before=keep and keeps_carry(xp, x, p))
     found = scan_in_one(xp, step, state, (x, span), (w, drop), reverse=reverse, compiling=keep)
     if found is not None:
         final, (hs, residuals, before), _ = found

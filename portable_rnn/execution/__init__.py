@@ -12,17 +12,16 @@ keep the programs and run them, in memory from `reuse`; `xla` has JAX run them.
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from types import ModuleType
 from typing import Any, TypeVar
 
-import array_api_compat
 import numpy as np
 
-from ..namespace import leaves
-from ..typing import Array
+from ..namespace import leaves, library_name
+from ..typing import Array, Params
 from . import reuse
 from .llvm import has_llvm, is_loaded
 from .loops import planned_scan
@@ -56,7 +55,7 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 def compiles(xp: Any) -> bool:
     """Whether the library compiles a function anew for every shape it meets (JAX)."""
-    return _library(xp) == "jax"
+    return library_name(xp) == "jax"
 
 
 def jit(xp: Any, function: Function, static: tuple[str, ...] = ()) -> Function:
@@ -94,7 +93,7 @@ def fuse(xp: Any, function: Callable[..., Any]) -> Callable[..., Any]:
 @functools.lru_cache(maxsize=256)
 def _fused(xp: Any, function: Callable[..., Any]) -> Callable[..., Any]:
     bound = functools.partial(function, xp)
-    if _library(xp) != "cupy":
+    if library_name(xp) != "cupy":
         return bound
     import cupy
 
@@ -264,21 +263,8 @@ def records(xp: Any) -> bool:
 
 def _planned_library(xp: Any) -> str | None:
     """The library, where a loop that computes into given memory is faster than a plain one (measured, but for CuPy)."""
-    library = _library(xp)
-    return None if library == "jax" else library
-
-
-def _library(xp: Any) -> str | None:
-    """Which of the libraries with a path of their own it is, or None."""
-    return _library_of_module(xp) if isinstance(xp, ModuleType) else None
-
-
-@functools.lru_cache(maxsize=64)
-def _library_of_module(xp: ModuleType) -> str | None:
-    for library in ("numpy", "cupy", "torch", "jax"):
-        if getattr(array_api_compat, f"is_{library}_namespace")(xp):
-            return library
-    return None
+    name = library_name(xp)
+    return name if name in ("numpy", "cupy", "torch") else None
 
 
 def _differentiated(library: str, tree: Any) -> bool:
@@ -311,12 +297,14 @@ def sums_in_loop(xp: Any, batch_size: int, numbers: int) -> bool:
     return compiles(xp) and batch_size >= 64 and numbers >= 1 << 21
 
 
-def keeps_carry(xp: Any, multiplications: int) -> bool:
-    """Whether the carry before each step is at hand after a `scan_in_one` with so many multiplications.
+def keeps_carry(xp: Any, x: Array, params: Params) -> bool:
+    """Whether the carry before each step is at hand after a `scan_in_one` over x (T, I, B) with these parameters.
 
     A loop of machine code has it in the stack of the carries; XLA's would write one more array.
     """
-    return worth_a_call(multiplications) if compiles(xp) else True
+    if not compiles(xp):
+        return True
+    return worth_a_call(x.shape[0] * x.shape[2] * sum(math.prod(p.shape) for p in params.values()))
 
 
 def steps_at_once(xp: Any, step_size: int, most: int) -> int | None:
@@ -339,7 +327,7 @@ def in_order(xp: Any, x: Array) -> Array:
 
     They usually are a view of sequences (B, T, F).
     """
-    if _library(xp) != "numpy" or x[0].flags.c_contiguous:
+    if library_name(xp) != "numpy" or x[0].flags.c_contiguous:
         return x
     steps, features, batch = x.shape
     out = reuse.empty(x.shape, x.dtype)
@@ -377,7 +365,7 @@ class Collected:
 
     def add(self, start: int, block: Array) -> None:
         """Put a block at its place."""
-        if block.shape[0] == self.steps or _library(self.xp) != "numpy":
+        if block.shape[0] == self.steps or library_name(self.xp) != "numpy":
             self.blocks.append((start, block))
             return
         if self.whole is None:
@@ -394,7 +382,7 @@ class Collected:
 
 def side_by_side(xp: Any, a: Array) -> Array:
     """The same (T, M, B), where it helps with the columns of all steps side by side in memory: (M, T * B)."""
-    if _library(xp) != "numpy":
+    if library_name(xp) != "numpy":
         return a
     steps, rows, batch = a.shape
     columns = reuse.empty((rows, steps, batch), a.dtype)
@@ -404,7 +392,7 @@ def side_by_side(xp: Any, a: Array) -> Array:
 
 def product(xp: Any, left: Array, right: Array) -> Array:
     """``xp.matmul``, for a large result that is soon done with."""
-    if _library(xp) != "numpy":
+    if library_name(xp) != "numpy":
         return xp.matmul(left, right)
     shape = (*right.shape[:-2], left.shape[-2], right.shape[-1])
     return np.matmul(left, right, out=reuse.empty(shape, right.dtype))

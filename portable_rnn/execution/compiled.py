@@ -58,7 +58,7 @@ def compiled_loop(stages: Stages, form: Form) -> tuple[str, Any, list[str]]:
 
     - "steps", "reverse", "batch"; "first" and "width", the thread's columns; "part" and "parts", which share of rows
       is its own, where they are shared; "counter", the address of a word that is 0; "capacity", how many columns are
-      taken together for the sums over time, a multiple of the batch;
+      taken together for the sums over time, a multiple of the batch, or with `own_sums` of "width";
     - for an input over time: "x0", its address; "x0_step", the distance of two steps; "x0_row", that of two rows. If
       "x0_apart" is not 0, its columns are not side by side, "x0_row" is the distance of two columns, and a step is
       transposed to "x0_buffer";
@@ -69,7 +69,7 @@ def compiled_loop(stages: Stages, form: Form) -> tuple[str, Any, list[str]]:
     - for workspace "w0"; for the terms "left0" and "right0", where columns are collected, and "sum0".
 
     The addresses "x0", "y0", "s0", "h0", "c0", "n0", "m0" are of the thread's first column. "w0" and "x0_buffer" are
-    its own, but with `by_rows` all share "w0". Distances are numbers.
+    its own, but with `by_rows` all share "w0"; "left0", "right0" and "sum0" are with `own_sums`. Distances are numbers.
 
     Raises
     ------

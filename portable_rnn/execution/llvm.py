@@ -208,7 +208,7 @@ class Emitter:
 
     @contextmanager
     def tiny_as_zero(self) -> Iterator[None]:
-        """Where numbers too small to be normal cost a hundred times the others, take them as zero.
+        """Where numbers too small to be normal cost many times the others, take them as zero.
 
         They come with gradients that vanish over time, and with what stands by chance in memory that nobody uses.
         """
