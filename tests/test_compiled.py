@@ -123,6 +123,16 @@ def test_batches_and_layers_of_any_size(batch: int, hidden: int, dtype: str, tur
     assert relative_error(run(case.astype(dtype)), expected) < (1e-11 if dtype == "float64" else 1.4e-5)
 
 
+@pytest.mark.parametrize("by", SHARED_BY)
+def test_layers_wider_than_a_panel(by: str, turn_on: Any) -> None:
+    """The right sides of the sums then stand as several panels, in which a thread's rows may begin anywhere."""
+    case = cases.make_case(prnn.LSTM(9, 29), (7, 9, 9), lengths=[9, 3, 0, 8, 9, 1, 5])
+    expected = run(case)
+    ran = turn_on(by)
+    assert relative_error(run(case), expected) < 1e-11
+    assert ran == [True, True]
+
+
 @pytest.mark.parametrize("layout", ["steps first", "features first", "every second", "backwards", "fields"])
 @pytest.mark.parametrize("batch", [1, 3])
 def test_arrays_may_have_any_layout(layout: str, batch: int, turn_on: Any) -> None:
