@@ -26,6 +26,7 @@ from trees import flat, mapped, relative_error
 import portable_rnn as prnn
 from portable_rnn import execution
 from portable_rnn.execution import llvm, machine_loops
+from portable_rnn.execution.compiled import Form
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("llvmlite") is None, reason="llvmlite is not installed")
 
@@ -124,13 +125,22 @@ def test_batches_and_layers_of_any_size(batch: int, hidden: int, dtype: str, tur
 
 
 @pytest.mark.parametrize("by", SHARED_BY)
-def test_layers_wider_than_a_panel(by: str, turn_on: Any) -> None:
+def test_layers_wider_than_a_panel(by: str, turn_on: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """The right sides of the sums then stand as several panels, in which a thread's rows may begin anywhere."""
+    forms: list[Form] = []
+
+    def noted(*options: Any) -> Form:
+        forms.append(Form(*options))
+        return forms[-1]
+
+    monkeypatch.setattr(machine_loops, "Form", noted)
     case = cases.make_case(prnn.LSTM(9, 29), (7, 9, 9), lengths=[9, 3, 0, 8, 9, 1, 5])
     expected = run(case)
     ran = turn_on(by)
     assert relative_error(run(case), expected) < 1e-11
     assert ran == [True, True]
+    _, backward = forms
+    assert (backward.by_rows, backward.own_sums) == (by == "rows", by in ("one thread", "columns"))
 
 
 @pytest.mark.parametrize("layout", ["steps first", "features first", "every second", "backwards", "fields"])

@@ -83,9 +83,10 @@ SHARED_BY = ("one thread", "columns", "columns, sums by rows", "rows")
 def share(by: str, patch: pytest.MonkeyPatch) -> None:
     """Have compiled loops run in one thread; or in three, of which each takes columns or rows, however few they are.
 
-    Vectors hold two numbers, so that small arrays have full ones, a last one that is not, and several for each thread.
+    Vectors hold two numbers, so that small arrays have full ones, a last one that is not, and several for each thread;
+    four where threads are to share rows, which they do up to twice as many columns.
     """
-    patch.setattr(machine_loops, "vector_lanes", lambda dtype, batch: 2)
+    patch.setattr(machine_loops, "vector_lanes", lambda dtype, batch: 4 if by == "rows" else 2)
     for module in (machine_loops, workers):
         patch.setattr(module, "threads", lambda: 1 if by == "one thread" else 3)
     patch.setattr(workers, "_workers", workers._Workers())
