@@ -46,7 +46,7 @@ def turn_on(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., list[bool
         monkeypatch.setenv("PORTABLE_RNN_COMPILE", "1")
         llvm.has_llvm.cache_clear()
         monkeypatch.setattr(execution, "compiled_scan", noted)
-        machine_loops.compiled_program.cache_clear()
+        machine_loops.programs.cache_clear()
         monkeypatch.setattr(machine_loops, "_FEWEST", 1)
         if by is not None:
             share(by, monkeypatch)
@@ -54,7 +54,7 @@ def turn_on(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., list[bool
 
     yield on
     llvm.has_llvm.cache_clear()
-    machine_loops.compiled_program.cache_clear()
+    machine_loops.programs.cache_clear()
 
 
 # ---------------------------------------------------------------------- every cell

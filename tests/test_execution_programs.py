@@ -96,7 +96,7 @@ def share(by: str, patch: pytest.MonkeyPatch) -> None:
     patch.setattr(workspace, "_COLLECTED", 5)
     patch.setattr(machine_loops, "_OWN_SUMS", 0 if by == "columns, sums by rows" else 1 << 20)
     patch.setattr(machine_loops, "_FEWEST", 1)
-    machine_loops.compiled_program.cache_clear()
+    machine_loops.programs.cache_clear()
 
 
 def check(got: Any, expected: Any, tolerance: float = 1e-12) -> None:

@@ -180,7 +180,7 @@ def test_the_same_loop_has_the_same_name_and_others_have_others(
     monkeypatch.setattr(xla, "_register", noted)
     x = np.ones((2, 4, 2))
     for layer in (prnn.RNN(2, 3), prnn.RNN(2, 3, reverse=True), prnn.RNN(2, 3, nonlinearity="relu"), prnn.RNN(2, 3)):
-        machine_loops.compiled_program.cache_clear()
+        machine_loops.programs.cache_clear()
         jax.clear_caches()
         layer.apply(on_jax(mapped(lambda a: a.astype("float64"), layer.init(0))), on_jax(x))
     probe, *loops = names

@@ -54,7 +54,8 @@ class Form(NamedTuple):
 def compiled_loop(stages: Stages, form: Form) -> tuple[str, Any, list[str]]:
     """Compile the loop of `stages`: a name for what it does, the function, and what it takes, words for each thread.
 
-    The words are, by name:
+    The words are, by name, first those that are set for each call, up to "reverse": of what it reads, stacks and sums,
+    in this order:
 
     - "steps", "reverse", "batch"; "first" and "width", the thread's columns; "part" and "parts", which share of rows
       is its own, where they are shared; "counter", the address of a word that is 0; "capacity", how many columns are
@@ -90,6 +91,15 @@ def _function(source: str) -> tuple[str, Any]:
     """The loop of a module, and its name, which stands for its text."""
     name = f"loop_{hashlib.sha256(source.encode()).hexdigest()[:24]}"
     return name, compiled(source.replace("loop_of_stages", name))[name]
+
+
+def _rank(word: str) -> tuple[int, int]:
+    """Of the words in their order."""
+    letters = word.rstrip("0123456789")
+    if word.endswith("_of") or letters in ("x", "s", "h", "c"):
+        return 0, 0
+    groups = ("y", "sum", "steps", "reverse")
+    return (1 + groups.index(letters), int(word[len(letters) :] or 0)) if letters in groups else (len(groups) + 1, 0)
 
 
 class _LoopWriter:
@@ -129,7 +139,7 @@ class _LoopWriter:
         for kind in ("left", "right"):
             names |= dict.fromkeys(f"{kind}{k}" for k in range(len(collected(self.stages, kind))))
         names |= dict.fromkeys(f"sum{k}" for k in range(len(self.stages.terms)))
-        return list(names)
+        return sorted(names, key=_rank)
 
     def write(self) -> tuple[str, Any, list[str]]:
         e = self.e

@@ -10,10 +10,10 @@ import numpy as np
 from . import reuse
 from .cuda import CudaProgram, cuda_program
 from .dialects import dialect
-from .nests import builder, rebuilt
+from .nests import expression, rebuilt
 from .planning import Plan, make_plan
 from .recording import Arguments, outputs_over_time, recorded
-from .tracing import Untraceable
+from .tracing import Graph, Untraceable
 
 __all__ = ["planned_scan"]
 
@@ -25,11 +25,18 @@ class Program:
     makes its own.
     """
 
-    def __init__(self, plan: Plan, library: str, output_structure: Any) -> None:
-        self.plan, self.build_outputs = plan, builder(output_structure)
+    def __init__(self, plan: Plan, library: str, graph: Graph) -> None:
+        self.plan = plan
+        self.outputs = {reverse: self._outputs(graph, reverse) for reverse in (False, True)}
         self.dialect = dialect(library)
         self.loop = plan.compiled()
         self.idle: list[Any] = []
+
+    def _outputs(self, graph: Graph, reverse: bool) -> Any:
+        """The nest of the outputs as a function of inputs and stacks."""
+        known: dict[str, Any] = {}
+        outputs = iter(outputs_over_time(self.plan.outputs, self.plan.stacks, graph.inputs["xs"], reverse))
+        return eval(f"lambda xs, stacks: {expression(graph.output_structure, outputs, known)}", known)
 
     def run(self, xp: Any, carry: list[Any], xs: list[Any], shared: list[Any], *, reverse: bool) -> tuple[Any, Any]:
         """(leaves of the final carry, nest of the outputs, each a stack over time)."""
@@ -64,8 +71,7 @@ class Program:
         final = self.loop(each, carry, xs, shared, after, work, numbers)
         final = [xp.asarray(leaf, copy=True) for leaf in final]  # it stands in a workspace, or in a stack it would keep
         self.idle.append((work, numbers))
-        found = outputs_over_time(plan.outputs, xs, whole, after, reverse)
-        return final, self.build_outputs(found)
+        return final, self.outputs[reverse](xs, whole)
 
 
 @functools.lru_cache(maxsize=128)
@@ -82,7 +88,7 @@ def _program(
         return None
     if library == "cupy":
         return cuda_program(graph, forms[0][0][1].name, donate=donate)
-    return Program(make_plan(graph, dialect(library), donate=donate), library, graph.output_structure)
+    return Program(make_plan(graph, dialect(library), donate=donate), library, graph)
 
 
 def planned_scan(

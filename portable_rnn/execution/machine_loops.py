@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,14 +16,14 @@ from .compiled import Form, collected, compiled_loop, panels_of, vector_lanes
 from .dialects import dialect
 from .kernels import make_stages
 from .matrices import routines
-from .nests import builder, rebuilt
-from .recording import Arguments, hoisting, outputs_over_time, recorded
+from .nests import expression
+from .recording import Arguments, Programs, hoisting, outputs_over_time, recorded
 from .stages import Product, RowSum
 from .tracing import Graph, Untraceable
 from .workers import several, threads
 from .workspace import CARRY, SHARED, XS, Read, Workspace, address_of
 
-__all__ = ["CompiledProgram", "Memory", "compiled_program", "compiled_scan"]
+__all__ = ["CompiledProgram", "Memory", "compiled_scan", "programs"]
 
 _WORTH_A_THREAD = 1 << 21  # multiplications of a loop
 _WORTH_WAITING = 1 << 18  # multiplications of a step, after which threads wait for each other
@@ -43,8 +44,6 @@ class CompiledProgram:
 
     def __init__(self, graph: Graph, dtype: str) -> None:
         self.stages = stages = make_stages(graph, donate=False)
-        self.build_outputs, self.build_sums = builder(graph.output_structure), builder(graph.sum_structure)
-        self.sums = _sum_places(graph)
         self.sum_forms = [(t.left.rows, t.right.rows) if t.right else (t.left.rows,) for t in stages.terms]
         self.sum_ends = list(itertools.accumulate(map(math.prod, self.sum_forms), initial=0))
         self.dtype = np.dtype(dtype)
@@ -77,12 +76,21 @@ class CompiledProgram:
         self.index = {name: k for k, name in enumerate(words)}
         self.lanes = max(lanes, _LINE // self.dtype.itemsize)  # of a thread at least: none writes to another's line
         self.reads = self._find_reads(inputs, booleans, self.constants)
+        forms = self.stack_forms(0)
+        # of the stacks that stages write to: number, carry, bytes of a number
+        self.written = [
+            (k, stack.carry, forms[k][1].itemsize) for k, stack in enumerate(stages.stacks) if f"y{k}" in self.index
+        ]
+        self.given = words[: words.index("reverse") + 1]
         # rows of the inputs that may have to be transposed
         self.apart = {
             r.word: inputs[r.word].shape[0]
             for r in self.reads
             if r.kind == "input" and r.word not in booleans and self.batch > 1
         }
+        before = (0, len(self.carry_forms), len(self.carry_forms) + self.inputs)  # among all leaves
+        self.positions = [before[read.group] + read.number for read in self.reads]
+        self.make_results = {reverse: self._results(graph, reverse) for reverse in (False, True)}
         self.idle: list[Workspace] = []
 
     def _find_reads(self, inputs: dict[str, Any], booleans: set[str], shared: int) -> list[Read]:
@@ -102,6 +110,31 @@ class CompiledProgram:
         for k, (_, dtype) in enumerate(self.carry_forms):
             if f"c{k}" in self.index:
                 found.append(Read(f"c{k}", CARRY, k, "plain", dtype.itemsize))
+        return sorted(found, key=lambda read: self.index[read.word])
+
+    def _results(self, graph: Graph, reverse: bool) -> Callable[..., Any]:
+        """What `run` returns, as a function of the leaves, the memory and the carries that end elsewhere."""
+        stages = self.stages
+        known: dict[str, Any] = {}
+        outputs = iter(outputs_over_time(stages.outputs, stages.stacks, graph.inputs["xs"], reverse))
+        last = 0 if reverse else -1  # a part of a stack would keep all of it
+        ends = {"n": "ends[{k}]", "c": "carry[{k}].copy()", "y": f"stacks[{{of}}][{last}].copy()"}
+        final = [ends[end[0]].format(k=k, of=end[1:]) for k, end in enumerate(stages.ends)]
+        bounds = itertools.pairwise(self.sum_ends)
+        terms = [f"sums[{a}:{b}].reshape({form})" for (a, b), form in zip(bounds, self.sum_forms, strict=True)]
+        numbers = {term.number: k for k, term in enumerate(graph.terms())}
+
+        def put_together(value: Any) -> str:
+            if value.number in numbers:
+                return terms[numbers[value.number]]
+            return f"xp.concat([{', '.join(map(put_together, value.operands))}])"
+
+        nests = [
+            expression(graph.output_structure, outputs, known),
+            expression(graph.sum_structure, map(put_together, graph.sums), known),
+        ]
+        text = f"lambda xp, carry, xs, stacks, sums, ends: ([{', '.join(final)}], {', '.join(nests)})"
+        found: Callable[..., Any] = eval(text, known)
         return found
 
     # ------------------------------------------------------------------ a run
@@ -145,19 +178,19 @@ class CompiledProgram:
             space = Workspace(self, shares)
         if self.hoist is not None:
             shared = [*shared, *self.hoist(shared, self.dtype.type)]
-        groups = (carry, xs, shared)
-        arrays = [groups[read.group][read.number] for read in self.reads]
-        addresses = [address_of(array) for array in arrays]
+        leaves = [*carry, *xs, *shared]
+        arrays = [leaves[k] for k in self.positions]
+        addresses = list(map(address_of, arrays))
         strides = [array.strides for array in arrays]
-        aligned = not functools.reduce(int.__or__, addresses) % self.dtype.itemsize
-        if not aligned or strides != space.strides:
+        if strides != space.strides or 0 in addresses:
             arrays = [self._readable(*pair) for pair in zip(self.reads, arrays, strict=True)]
             addresses = [address_of(array) for array in arrays]
             space.arrange([array.strides for array in arrays])
-        for stack, block in zip(self.stages.stacks, memory.stacks, strict=True):
+        for k, start, _ in self.written:
+            block = memory.stacks[k]
             addresses.append(address_of(block))
-            if stack.carry is not None:
-                block[-1 if reverse else 0] = carry[stack.carry]
+            if start is not None:
+                block[-1 if reverse else 0] = carry[start]
                 addresses[-1] += 0 if reverse else block.strides[0]
         if self.sum_forms:
             base, size = address_of(memory.sums), self.dtype.itemsize
@@ -173,21 +206,8 @@ class CompiledProgram:
         self, xp: Any, carry: list[Any], xs: list[Any], memory: Memory, ends: dict[int, Any], *, reverse: bool
     ) -> tuple[list[Any], Any, Any]:
         """What `run` returns, of arrays of any library."""
-        after = []
-        for stack, block in zip(self.stages.stacks, memory.stacks, strict=True):
-            after.append(block if stack.carry is None else block[:-1] if reverse else block[1:])
-        final = []
-        for k, end in enumerate(self.stages.ends):
-            if end[0] == "n":
-                final.append(ends[k])
-            else:  # not in a stack, which it would keep
-                last = carry[k] if end[0] == "c" else after[int(end[1:])][0 if reverse else -1]
-                final.append(last.copy())
-        outputs = outputs_over_time(self.stages.outputs, xs, memory.stacks, after, reverse)
-        bounds = itertools.pairwise(self.sum_ends)
-        sums = [memory.sums[a:b].reshape(form) for (a, b), form in zip(bounds, self.sum_forms, strict=True)]
-        found = [_put_together(xp, place, sums) for place in self.sums]
-        return final, self.build_outputs(outputs), self.build_sums(found)
+        found: tuple[list[Any], Any, Any] = self.make_results[reverse](xp, carry, xs, memory.stacks, memory.sums, ends)
+        return found
 
     # ------------------------------------------------------------------ how it runs
 
@@ -276,47 +296,44 @@ def _number(name: str, shared: int) -> int:
     return int(name[1:]) + (shared if name[0] == "h" else 0)
 
 
-def _sum_places(graph: Graph) -> list[Any]:
-    """How each sum is put together from the terms: the number of a term, or a list of such."""
-    numbers = {term.number: k for k, term in enumerate(graph.terms())}
+@functools.lru_cache(maxsize=64)
+def programs(xp: Any, library: str, step: Any, summing: bool) -> Programs:
+    """The programs of a step: of each a `CompiledProgram`, a `TorchProgram` or, where there can be none, None."""
 
-    def place(value: Any) -> Any:
-        if value.number in numbers:
-            return numbers[value.number]
-        return [place(operand) for operand in value.operands]
+    def make(structures: Any, forms: Any) -> CompiledProgram | TorchProgram | None:
+        try:
+            dtype = str(forms[0][0][1]).rpartition(".")[2]
+            program = CompiledProgram(recorded(xp, step, structures, forms, summing=summing), dtype)
+        except Untraceable:
+            return None
+        return TorchProgram(program) if library == "torch" else program
 
-    return [place(value) for value in graph.sums]
-
-
-def _put_together(xp: Any, place: Any, added: list[Any]) -> Any:
-    if isinstance(place, list):
-        return xp.concat([_put_together(xp, part, added) for part in place])
-    return added[place]
-
-
-@functools.lru_cache(maxsize=256)
-def compiled_program(
-    xp: Any, library: str, step: Any, structures: Any, forms: Any, summing: bool
-) -> CompiledProgram | TorchProgram | None:
-    """The program of a step for arguments of this form, or None where there can be none."""
-    try:
-        dtype = str(forms[0][0][1]).rpartition(".")[2]
-        program = CompiledProgram(recorded(xp, step, structures, forms, summing=summing), dtype)
-    except Untraceable:
-        return None
-    return TorchProgram(program) if library == "torch" else program
+    return Programs(make)
 
 
 def compiled_scan(
     xp: Any, library: str, step: Any, carry: Any, xs: Any, shared: Any, *, reverse: bool, summing: bool
 ) -> tuple[Any, Any, Any] | None:
     """The carry, the outputs and the sums of a step's loop by machine code, or None where there can be none."""
-    given = Arguments(step, carry, xs, shared)
-    columns = given.leaves[1][0].shape[0] * given.leaves[0][0].shape[-1] if given.forms else 0
-    if columns < _FEWEST or not (library == "numpy" or given.leaves[0][0].device.type == "cpu"):
+    try:
+        known = programs(xp, library, step, summing)
+    except TypeError:  # a user's cell may hold what has no hash
         return None
-    program = compiled_program(xp, library, step, given.structures, given.forms, summing)
-    if program is None:
+    found = known.find(carry, xs, shared)
+    if found is None:
+        given = Arguments(step, carry, xs, shared)
+        if given.forms is None or not _fits(library, given.leaves):
+            return None
+        found = known.add(given)
+    program, build_carry, leaves = found
+    if program is None or not _fits(library, leaves):
         return None
-    final, outputs, sums = program.run(xp, *given.leaves, reverse=reverse)
-    return rebuilt(given.structures[0], final), outputs, sums
+    final, outputs, sums = program.run(xp, *leaves, reverse=reverse)
+    return build_carry(final), outputs, sums
+
+
+def _fits(library: str, leaves: tuple[list[Any], ...]) -> bool:
+    """Whether there is enough to do, on the processor."""
+    first, over_time = leaves[0][0], leaves[1][0]
+    columns: int = over_time.shape[0] * first.shape[-1]
+    return columns >= _FEWEST and (library == "numpy" or first.device.type == "cpu")

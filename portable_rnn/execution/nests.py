@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-__all__ = ["builder", "flattened", "rebuilt"]
+__all__ = ["builder", "expression", "flattened", "reader", "rebuilt"]
 
 
 def flattened(tree: Any, into: list[Any]) -> Any:
@@ -24,14 +24,7 @@ def flattened(tree: Any, into: list[Any]) -> Any:
     else:
         into.append(tree)
         return True
-    parts: list[Any] = []
-    for branch in branches:  # most are leaves, for which a call would take longer than all the rest
-        if branch is None or isinstance(branch, (tuple, dict)):
-            parts.append(flattened(branch, into))
-        else:
-            into.append(branch)
-            parts.append(True)
-    return (kind, names, tuple(parts))
+    return (kind, names, tuple([flattened(branch, into) for branch in branches]))
 
 
 def rebuilt(structure: Any, leaves: Sequence[Any]) -> Any:
@@ -42,29 +35,80 @@ def rebuilt(structure: Any, leaves: Sequence[Any]) -> Any:
 @functools.lru_cache(maxsize=512)
 def builder(structure: Any) -> Callable[[Sequence[Any]], Any]:
     """The function that puts leaves together as a nest of a structure."""
-    numbers = itertools.count()
     known: dict[str, Any] = {}
-
-    def name_of(value: Any) -> str:
-        if isinstance(value, str):
-            return repr(value)
-        known[f"known{len(known)}"] = value
-        return f"known{len(known) - 1}"
-
-    def written(structure: Any) -> str:
-        if structure is None:
-            return "None"
-        if structure is True:
-            return f"leaves[{next(numbers)}]"
-        kind, names, branches = structure
-        parts = [written(branch) for branch in branches]
-        if kind is dict:
-            pairs = zip(names, parts, strict=True)
-            return f"{{{', '.join(f'{name_of(name)}: {part}' for name, part in pairs)}}}"
-        inside = "".join(f"{part}, " for part in parts)
-        if kind is tuple:
-            return f"({inside})"
-        return f"{name_of(kind)}({inside})" if hasattr(kind, "_fields") else f"{name_of(kind)}(({inside}))"
-
-    build: Callable[[Sequence[Any]], Any] = eval(f"lambda leaves: {written(structure)}", known)
+    text = expression(structure, (f"leaves[{k}]" for k in itertools.count()), known)
+    build: Callable[[Sequence[Any]], Any] = eval(f"lambda leaves: {text}", known)
     return build
+
+
+def expression(structure: Any, leaves: Iterator[str], known: dict[str, Any]) -> str:
+    """A nest of a structure as an expression of Python, of those of its leaves; what it names is put into `known`."""
+    if structure is None:
+        return "None"
+    if structure is True:
+        return next(leaves)
+    kind, names, branches = structure
+    parts = [expression(branch, leaves, known) for branch in branches]
+    if kind is dict:
+        pairs = zip(names, parts, strict=True)
+        return f"{{{', '.join(f'{_named(name, known)}: {part}' for name, part in pairs)}}}"
+    inside = "".join(f"{part}, " for part in parts)
+    if kind is tuple:
+        return f"({inside})"
+    return f"{_named(kind, known)}({inside})" if hasattr(kind, "_fields") else f"{_named(kind, known)}(({inside}))"
+
+
+def reader(structures: Sequence[Any], forms: Sequence[Any], skipped: Sequence[int]) -> Callable[..., Any]:
+    """A function of nests of these structures and forms, which returns their leaves, a list for each.
+
+    It returns None where the nests are others: asking this takes less time than taking any nests apart. A form is the
+    (shape, dtype) of each leaf, of whose axes so many are skipped.
+    """
+    known: dict[str, Any] = {}
+    lines: list[str] = []
+    numbers = itertools.count()
+
+    def read(structure: Any, tree: str, into: list[str]) -> None:
+        if structure is None:
+            lines.append(f"if {tree} is not None: return None")
+            return
+        if structure is True:
+            into.append(tree)
+            return
+        kind, names, branches = structure
+        if kind is dict:
+            wanted = f"[{', '.join(_named(name, known) for name in names)}]"
+            lines.append(f"if type({tree}) is not dict or [*{tree}] != {wanted}: return None")
+            tree += ".values()"
+        else:
+            lines.append(f"if type({tree}) is not {_named(kind, known)} or len({tree}) != {names}: return None")
+        parts = [f"part{next(numbers)}" for _ in branches]
+        lines.extend(f"{''.join(f'{part}, ' for part in parts)}= {tree}" for _ in parts[:1])
+        for branch, part in zip(branches, parts, strict=True):
+            read(branch, part, into)
+
+    trees = [f"tree{k}" for k in range(len(structures))]
+    groups: list[list[str]] = [[] for _ in trees]
+    for structure, tree, group, form, axes in zip(structures, trees, groups, forms, skipped, strict=True):
+        read(structure, tree, group)
+        for leaf, (shape, dtype) in zip(group, form, strict=True):
+            own = f"{leaf}.shape[{axes}:]" if axes else f"{leaf}.shape"
+            lines.append(f"if {own} != {tuple(shape)!r} or {leaf}.dtype != {_named(dtype, known)}: return None")
+    found = ", ".join(f"[{', '.join(group)}]" for group in groups)
+    body = "\n".join(f"        {line}" for line in [*lines, f"return {found}"])
+    no_array = "    except AttributeError:\n        return None"
+    text = f"def read({', '.join(trees)}):\n    try:\n{body}\n{no_array}"
+    exec(text, known)
+    function: Callable[..., Any] = known["read"]
+    return function
+
+
+def _named(value: Any, known: dict[str, Any]) -> str:
+    """An expression of a value, which is put into `known` under a name where it has none of its own."""
+    if isinstance(value, str):
+        return repr(value)
+    if value is tuple:
+        return "tuple"
+    name = f"known{len(known)}"
+    known[name] = value
+    return name

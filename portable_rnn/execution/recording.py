@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 from .dialects import NumpyDialect, TorchDialect
-from .nests import flattened
+from .nests import builder, flattened, reader
+from .places import Stack
 from .tracing import Graph, Untraceable, Value, trace
 
-__all__ = ["Arguments", "hoisting", "outputs_over_time", "recorded"]
+__all__ = ["Arguments", "Programs", "hoisting", "outputs_over_time", "recorded"]
+
+_FORMS = 8  # of arguments, whose programs are found fast
+_MOST_FORMS = 64  # whose programs are kept
 
 
 class Arguments:
@@ -35,6 +41,44 @@ class Arguments:
                 tuple([(leaf.shape[1:], leaf.dtype) for leaf in over_time]),
                 tuple([(leaf.shape, leaf.dtype) for leaf in same]),
             )
+
+
+class Programs:
+    """The programs of a step for arguments of several forms, the last used first.
+
+    Parameters
+    ----------
+    make : callable
+        ``make(structures, forms)``, as of `Arguments`, gives a program, or None.
+    """
+
+    def __init__(self, make: Callable[[Any, Any], Any]) -> None:
+        self.make = functools.lru_cache(maxsize=_MOST_FORMS)(make)
+        self.known: list[tuple[Any, ...]] = []  # reader of the arguments, program, builder of the carry
+
+    def find(self, carry: Any, xs: Any, shared: Any) -> tuple[Any, Any, tuple[list[Any], ...]] | None:
+        """The program, or None, the builder of the carry and the leaves of the arguments, for a form that is known."""
+        for known in self.known:
+            read, program, build = known
+            leaves = read(carry, xs, shared)
+            if leaves is not None:
+                if known is not self.known[0]:
+                    self._put_first(known)
+                return program, build, leaves
+        return None
+
+    def add(self, given: Arguments) -> tuple[Any, Any, tuple[list[Any], ...]]:
+        """As `find`, for one that is not."""
+        program, build = self.program(given), builder(given.structures[0])
+        self._put_first((reader(given.structures, given.forms, (0, 1, 0)), program, build))
+        return program, build, given.leaves
+
+    def program(self, given: Arguments) -> Any:
+        """The program for arguments of this form, or None."""
+        return self.make(given.structures, given.forms)
+
+    def _put_first(self, known: tuple[Any, ...]) -> None:
+        self.known = [known, *(other for other in self.known if other is not known)][:_FORMS]
 
 
 def recorded(xp: Any, step: Any, structures: Any, forms: Any, *, summing: bool) -> Graph:
@@ -67,16 +111,18 @@ def _hashable(step: Any) -> bool:
 
 
 def outputs_over_time(
-    outputs: list[tuple[str, int, int, int]], xs: list[Any], whole: list[Any], after: list[Any], reverse: bool
-) -> list[Any]:
-    """Each output of a plan over time, from the stacks (`whole` with the first value of a carry, `after` without)."""
+    outputs: list[tuple[str, int, int, int]], stacks: list[Stack], inputs: list[Value], reverse: bool
+) -> list[str]:
+    """Each output of a plan over time as an expression of ``xs`` and ``stacks``, which begin with a first carry."""
     found = []
     for kind, k, start, stop in outputs:
-        if kind == "before":
-            memory = whole[k][1:] if reverse else whole[k][:-1]
-        else:
-            memory = xs[k] if kind == "input" else after[k]
-        found.append(memory if stop - start == memory.shape[1] else memory[:, start:stop])
+        name, rows, steps = f"stacks[{k}]", stacks[k].shape[0] if kind != "input" else inputs[k].shape[0], ":"
+        if kind == "input":
+            name = f"xs[{k}]"
+        elif stacks[k].carry is not None:
+            steps = "1:" if (kind == "before") == reverse else ":-1"
+        part = "" if stop - start == rows else f", {start}:{stop}"
+        found.append(name if steps == ":" and not part else f"{name}[{steps}{part}]")
     return found
 
 

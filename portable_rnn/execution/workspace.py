@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import itertools
+import struct
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,6 +64,7 @@ class Workspace:
         self.counter = np.zeros(1, dtype=np.int64)
         self.table = np.zeros((len(shares), len(program.index)), dtype=np.int64)
         self.rows = np.array([address_of(row) for row in self.table])
+        self.first = int(self.rows[0])
         self.starts = np.array(shares)[:, :1]
         for n, (start, stop) in enumerate(shares):
             known = {"batch": batch, "first": start, "width": stop - start, "part": n, "parts": len(shares)}
@@ -70,16 +72,14 @@ class Workspace:
             known |= {name: address_of(array) + start * array.itemsize for name, array in self.buffers.items()}
             for name, word in known.items():
                 self.table[n, program.index[name]] = word
-        stacks = [f"y{k}" for k in range(len(program.stages.stacks))]
-        sums = [f"sum{k}" for k in range(len(program.sum_forms))]
-        names = [*(read.word for read in program.reads), *stacks, *sums, "steps", "reverse"]
-        # a stack that no stage writes has no word, and its address goes where nothing is read
-        self.given = np.array([program.index.get(name, program.index["steps"]) for name in names])
-        self.sums = np.array([program.index[name] for name in sums], dtype=np.int64)
+        self.given = self.table[:, : len(program.given)]
+        self.write: Any = struct.Struct(f"{len(program.given)}q").pack_into
+        self.sums = np.array([program.index[f"sum{k}"] for k in range(len(program.sum_forms))], dtype=np.int64)
         self.sum_starts = np.array(program.sum_ends[:-1]) * program.dtype.itemsize
-        self.columns = np.zeros(len(names), dtype=np.int64)  # bytes between them, by which a thread's first is found
+        # bytes between the columns of what is given, by which a thread's first one is found
+        self.columns = np.zeros(len(program.given), dtype=np.int64)
         first = len(program.reads)
-        self.columns[first : first + len(stacks)] = [dtype.itemsize for _, dtype in program.stack_forms(0)]
+        self.columns[first : first + len(program.written)] = [size for *_, size in program.written]
         self._lay_out(program.workspace_sizes(shares, capacities), program.dtype.itemsize)
 
     def _lay_out(self, sizes: dict[tuple[str, int | None], int], size: int) -> None:
@@ -104,12 +104,11 @@ class Workspace:
 
     def run(self, addresses: list[int], steps: int, reverse: bool, sums: Any) -> None:
         """The loop, with the arrays at these addresses; `sums`, which are zero, are among them."""
-        addresses += [steps, reverse]
         several = len(self.rows) > 1
         if several:
-            self.table[:, self.given] = np.array(addresses) + self.starts * self.columns
+            self.given[...] = np.array([*addresses, steps, reverse]) + self.starts * self.columns
         else:
-            self.table[0, self.given] = addresses
+            self.write(self.table, 0, *addresses, steps, reverse)
         if self.memory is None:
             self.memory = reuse.empty((self.bytes,), np.uint8)
             base = -(-address_of(self.memory) // _LINE) * _LINE
@@ -119,7 +118,7 @@ class Workspace:
         if several:
             at_once(self.entry, self.rows)
         else:
-            self.function(int(self.rows[0]))
+            self.function(self.first)
         if others is not None:
             for part in others:
                 sums += part
@@ -136,8 +135,13 @@ class Workspace:
 
 
 def address_of(array: Any) -> int:
-    """Where the first number of an array stands."""
+    """Where the first number of an array stands, or 0 if that is not where a number can stand."""
     flags = array.flags
-    if flags.c_contiguous and flags.writeable:  # the short way
-        return ctypes.addressof(ctypes.c_char.from_buffer(array))
-    return int(array.__array_interface__["data"][0])
+    if flags.carray:
+        return ctypes.addressof(_byte_of(array))
+    if flags.f_contiguous and flags.behaved:
+        return ctypes.addressof(_byte_of(array.T))
+    return int(array.__array_interface__["data"][0]) if flags.aligned else 0
+
+
+_byte_of = ctypes.c_char.from_buffer  # the short way, for arrays in one piece of memory that may be written to

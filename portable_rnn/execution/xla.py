@@ -20,7 +20,7 @@ import array_api_compat.numpy as numpy_namespace
 import numpy as np
 
 from .llvm import has_llvm
-from .machine_loops import CompiledProgram, Memory, compiled_program
+from .machine_loops import CompiledProgram, Memory, programs
 from .nests import rebuilt
 from .recording import Arguments
 
@@ -70,7 +70,7 @@ def machine_scan(
     columns = over_time[0].shape[0] * first[0].shape[-1]
     if given.forms is None or not worth_a_call(columns * sum(math.prod(leaf.shape) for leaf in same)):
         return None
-    program = compiled_program(numpy_namespace, "numpy", step, given.structures, given.forms, summing)
+    program = programs(numpy_namespace, "numpy", step, summing).program(given)
     if not isinstance(program, CompiledProgram) or not worth_a_call(program.multiplications * over_time[0].shape[0]):
         return None
     call = functools.partial(_call, program, given.structures[0], reverse)
