@@ -21,11 +21,13 @@ from .namespace import (
     dtype_name,
     from_host,
     is_array,
+    is_floating,
     is_traced,
     leaves,
     map_leaves,
     namespace_of,
     to_numpy,
+    zeros_beside,
 )
 from .namespace import backend as as_backend
 from .typing import Array, Lengths, Marks, Params, Pullback, State
@@ -318,7 +320,7 @@ def check_rank_and_features(x: Array, xp: Any, ranks: tuple[int, ...], features:
         raise InputError(f"{who} expects at least one row, step and feature, got shape {tuple(x.shape)}")
     if features is not None and x.shape[-1] != features:
         raise InputError(f"{who} expects {features} features, got {x.shape[-1]} (shape {tuple(x.shape)})")
-    if not xp.isdtype(x.dtype, "real floating"):
+    if not is_floating(xp, x.dtype):
         raise InputError(
             f"{who} expects floating x, got {dtype_name(xp, x.dtype)}: "
             "convert it with portable_rnn.asarray(x, backend, dtype='float32')"
@@ -405,8 +407,6 @@ def valid_steps(xp: Any, lengths: Array, steps: int, like: Array) -> Array:
 
 def padded(xp: Any, rows: Sequence[Array]) -> tuple[Array, list[int]]:
     """A list of sequences (T_i, ...) of one library as one array (B, T, ...) and their lengths."""
-    first = rows[0]
-    device = backend_of(first).device
     shapes = [tuple(row.shape) for row in rows]
     if any(len(shape) < 1 or shape[1:] != shapes[0][1:] for shape in shapes):
         other = next(shape for shape in shapes if not shape or shape[1:] != shapes[0][1:])
@@ -415,7 +415,7 @@ def padded(xp: Any, rows: Sequence[Array]) -> tuple[Array, list[int]]:
         )
     steps = max(1, *(shape[0] for shape in shapes))
     filled = [
-        xp.concat([row, xp.zeros((steps - row.shape[0], *row.shape[1:]), dtype=row.dtype, device=device)], axis=0)
+        xp.concat([row, zeros_beside(row, (steps - row.shape[0], *row.shape[1:]))], axis=0)
         if row.shape[0] < steps
         else row
         for row in rows

@@ -339,6 +339,24 @@ def device_of(x: Array) -> Any:
     return array_api_compat.device(x)
 
 
+def with_axes(x: Array, axes: tuple[int, ...]) -> Array:
+    """``permute_dims(x, axes)``; a small layer asks it often, and NumPy's function takes longer than its method."""
+    return x.transpose(axes) if type(x) is np.ndarray else namespace_of(x).permute_dims(x, axes)
+
+
+def zeros_beside(x: Array, shape: tuple[int, ...]) -> Array:
+    """Zeros of the library, device and dtype of an array."""
+    if type(x) is np.ndarray:  # a wrapped function takes longer than to fill a small array
+        return np.zeros(shape, x.dtype)
+    return namespace_of(x).zeros(shape, dtype=x.dtype, device=device_of(x))
+
+
+@functools.lru_cache(maxsize=64)
+def is_floating(xp: Any, dtype: Any) -> bool:
+    """Whether a dtype of `xp` is a real floating one."""
+    return bool(xp.isdtype(dtype, "real floating"))
+
+
 def leaves(tree: Any) -> Iterator[Array]:
     """The arrays of a nest of tuples, lists and dicts, in order, without the Nones."""
     if tree is None:

@@ -5,12 +5,12 @@ One direction over time is in `direction.py`, the maths of a step in `cells.py`.
 
 from __future__ import annotations
 
-from functools import cache, partial
+from functools import cache, lru_cache, partial
 from typing import Any, NamedTuple
 
 from .direction import Span, run_direction, run_direction_backward
 from .layer import valid_steps
-from .namespace import device_of, namespace_of
+from .namespace import device_of, namespace_of, with_axes, zeros_beside
 from .segments import run_segments, run_segments_backward
 from .typing import Array, Marks, Params, State
 
@@ -48,7 +48,12 @@ def _suffixes(num_layers: int, bidirectional: bool) -> tuple[tuple[str, ...], ..
 
 def one_direction(params: Params, suffix: str) -> Params:
     """The parameters that end in `suffix`, without it."""
-    return {name.removesuffix(suffix): p for name, p in params.items() if name.endswith(suffix)}
+    return {own: params[name] for own, name in _own_names(tuple(params), suffix)}
+
+
+@lru_cache(maxsize=256)
+def _own_names(names: tuple[str, ...], suffix: str) -> list[tuple[str, str]]:
+    return [(name.removesuffix(suffix), name) for name in names if name.endswith(suffix)]
 
 
 def stack_forward(
@@ -57,12 +62,12 @@ def stack_forward(
     """A whole stack: x (B, T, I) -> y (B, T, D * H), final state, residuals."""
     xp = namespace_of(x)
     batch = x.shape[0]
-    y = xp.permute_dims(x, (1, 2, 0))
+    y = with_axes(x, (1, 2, 0))
     spans = [_span(xp, x, marks, backward) for backward in (False, True)]
     valid = spans[0].valid
     if valid is not None:
         y = xp.where(valid, y, xp.zeros_like(y))
-    initial = _columns(xp, layer, state, batch, x)
+    initial = _columns(layer, state, batch, x)
     between, recurrent, zoneout = masks or Masks()
     run: Any = run_direction
     if layer.recompute_every:
@@ -80,7 +85,7 @@ def stack_forward(
                 one_direction(params, suffix),
                 y,
                 tuple(part[k, ...] for part in initial),
-                spans[reverse]._replace(zoneout=_zoneout(xp, layer, y, zoneout and zoneout[k])),
+                _with_zoneout(xp, spans[reverse], layer, y, zoneout and zoneout[k]),
                 recurrent[k] if recurrent is not None else None,
                 keep,
             )
@@ -95,7 +100,7 @@ def stack_forward(
             y = y * between[depth]
     final_state = _states(xp, finals)
     return (
-        xp.permute_dims(y, (2, 0, 1)),
+        with_axes(y, (2, 0, 1)),
         final_state if len(final_state) > 1 else final_state[0],
         (residuals, between),
     )
@@ -112,8 +117,8 @@ def stack_backward(
     run: Any = run_direction_backward
     if layer.recompute_every:
         run = partial(run_segments_backward, every=layer.recompute_every)
-    dfinal = _columns(xp, layer, dstate, x.shape[2], x)
-    dhs = xp.permute_dims(dy, (1, 2, 0))
+    dfinal = _columns(layer, dstate, x.shape[2], x)
+    dhs = with_axes(dy, (1, 2, 0))
     grads: Params = {}
     dinitials: list[tuple[Array, ...]] = [()] * len(residuals)
     norms: list[Array | None] = [None] * len(residuals)
@@ -140,7 +145,7 @@ def stack_backward(
     dstates = _states(xp, dinitials)
     return (
         {name: grads[name] for name in params},
-        xp.permute_dims(dhs, (2, 0, 1)),
+        with_axes(dhs, (2, 0, 1)),
         dstates if len(dstates) > 1 else dstates[0],
         norms,
     )
@@ -160,14 +165,15 @@ def _span(xp: Any, x: Array, marks: Marks, reverse: bool) -> Span:
     return Span(valid, reset)
 
 
-def _zoneout(xp: Any, layer: Any, like: Array, masks: Any) -> Any:
-    """The share of the old state that is kept: drawn masks in training, else their expectation."""
+def _with_zoneout(xp: Any, span: Span, layer: Any, like: Array, masks: Any) -> Span:
+    """With the share of the old state that is kept: drawn masks in training, else their expectation."""
     p = getattr(layer, "zoneout", 0.0)
     if masks is not None or not p:
-        return masks
+        return span if masks is None else span._replace(zoneout=masks)
     steps, _, batch = like.shape
     device = device_of(like)
-    return tuple(xp.full((steps, 1, batch), p, dtype=like.dtype, device=device) for _ in state_sizes(layer))
+    expected = tuple(xp.full((steps, 1, batch), p, dtype=like.dtype, device=device) for _ in state_sizes(layer))
+    return span._replace(zoneout=expected)
 
 
 def is_recurrent(layer: Any) -> bool:
@@ -186,17 +192,17 @@ def _states(xp: Any, states: list[tuple[Array, ...]]) -> tuple[Array, ...]:
     if len(states) == 1:
         return tuple([part.T[None, ...] for part in states[0]])
     parts = zip(*states, strict=True)
-    return tuple([xp.permute_dims(xp.stack(part), (0, 2, 1)) for part in parts])
+    return tuple([with_axes(xp.stack(part), (0, 2, 1)) for part in parts])
 
 
-def _columns(xp: Any, layer: Any, state: State, batch: int, like: Array) -> tuple[Array, ...]:
+def _columns(layer: Any, state: State, batch: int, like: Array) -> tuple[Array, ...]:
     """A public state (L, B, H) feature-first, (L, H, B), each of its arrays; zeros for None."""
     count = layer.num_layers * (2 if layer.bidirectional else 1)
     sizes = state_sizes(layer)
     parts = (None,) * len(sizes) if state is None else state if isinstance(state, (tuple, list)) else (state,)
     return tuple(
-        xp.zeros((count, size, batch), dtype=like.dtype, device=device_of(like))
-        if part is None
-        else xp.permute_dims(part, (0, 2, 1))
-        for size, part in zip(sizes, parts, strict=True)
+        [
+            zeros_beside(like, (count, size, batch)) if part is None else with_axes(part, (0, 2, 1))
+            for size, part in zip(sizes, parts, strict=True)
+        ]
     )

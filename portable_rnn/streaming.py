@@ -9,7 +9,7 @@ from .execution import jit
 from .layer import Layer
 from .layers import Linear, Sequential, check_streams, flat_layers, with_prefix
 from .model import Model
-from .namespace import asarray, check_same_backend, device_of, is_array, leaves, map_leaves, namespace_of
+from .namespace import asarray, check_same_backend, is_array, leaves, map_leaves, namespace_of, zeros_beside
 from .recurrence import is_recurrent, one_direction, state_sizes, suffixes
 from .typing import Array, Marks, Params, State
 
@@ -125,13 +125,8 @@ def prepare(params: Params, *, network: Layer) -> list[Any]:
 def zero_state(params: Params, *, network: Layer, batch_size: int) -> list[Any]:
     """The state before the first step."""
     like = next(iter(params.values()))
-    xp = namespace_of(like)
-
-    def zeros(rows: int) -> Array:
-        return xp.zeros((rows, batch_size), dtype=like.dtype, device=device_of(like))
-
     return [
-        [tuple(zeros(rows) for rows in state_sizes(layer)) for _ in range(layer.num_layers)]
+        [tuple(zeros_beside(like, (rows, batch_size)) for rows in state_sizes(layer)) for _ in range(layer.num_layers)]
         if is_recurrent(layer)
         else None
         for _, layer in flat_layers(network)

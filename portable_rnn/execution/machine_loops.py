@@ -81,6 +81,7 @@ class CompiledProgram:
         self.written = [
             (k, stack.carry, forms[k][1].itemsize) for k, stack in enumerate(stages.stacks) if f"y{k}" in self.index
         ]
+        self.loose_ends = [k for k, end in enumerate(stages.ends) if end[0] == "n"]
         self.given = words[: words.index("reverse") + 1]
         # rows of the inputs that may have to be transposed
         self.apart = {
@@ -157,7 +158,7 @@ class CompiledProgram:
 
     def end_forms(self) -> dict[int, tuple[tuple[int, ...], Any]]:
         """Shape and dtype of the carries that end neither in a stack nor as they began, by their number."""
-        return {k: self.carry_forms[k] for k, end in enumerate(self.stages.ends) if end[0] == "n"}
+        return {k: self.carry_forms[k] for k in self.loose_ends}
 
     def compute(
         self, carry: list[Any], xs: list[Any], shared: list[Any], memory: Memory, *, reverse: bool
@@ -198,7 +199,7 @@ class CompiledProgram:
         steps = xs[0].shape[0]
         space.run(addresses, steps, reverse, memory.sums)
         which = "n" if steps % 2 else "m"
-        ends = {k: space.buffers[f"{which}{k}"].copy() for k, end in enumerate(self.stages.ends) if end[0] == "n"}
+        ends = {k: space.buffers[f"{which}{k}"].copy() for k in self.loose_ends}
         self.idle.append(space)
         return ends
 
