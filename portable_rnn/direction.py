@@ -107,7 +107,7 @@ class _Backward:
     def __call__(self, xp: Any, shared: Any, dcarry: Any, inputs: Any) -> tuple[Any, Any]:
         w, drop = shared
         dh_t, residual, (valid, reset, zoneout) = inputs
-        dnew: Any = (dcarry[0] + dh_t, *dcarry[1:])
+        dnew: Any = dcarry if dh_t is None else (dcarry[0] + dh_t, *dcarry[1:])
         dnew = dnew if valid is None else tuple(xp.where(valid, d, xp.zeros_like(d)) for d in dnew)
         if zoneout is None:
             dstart, dz, emitted = self.cell.step_backward(xp, w, residual, dnew, drop)
@@ -217,11 +217,11 @@ def run_direction_backward(
     reverse: bool,
     p: Params,
     saved: Any,
-    dhs: Array,
+    dhs: Array | None,
     dstate: tuple[Array, ...],
     watch: bool = False,
 ) -> tuple[Params, Array, tuple[Array, ...], Array | None]:
-    """Reverse `run_direction`.
+    """Reverse `run_direction`; `dhs` is None where the loss sees only the final state.
 
     Returns
     -------
@@ -259,7 +259,7 @@ def _backward_in_blocks(
     w: Params,
     names: list[str],
     saved: _Saved,
-    dhs: Array,
+    dhs: Array | None,
     dstate: tuple[Array, ...],
 ) -> tuple[Params, Array, tuple[Array, ...], Array | None]:
     """`run_direction_backward` with the products for a block of steps after their loop."""
@@ -268,8 +268,8 @@ def _backward_in_blocks(
     grads: Params = {}
     dx, norms = Collected(xp, steps), Collected(xp, steps)
     for start, stop in _blocks(steps, steps_at_once(xp, batch, 1024), forward=reverse):
-        residuals, span = _between((saved.residuals, saved.span), start, stop)
-        inputs = (in_order(xp, dhs[start:stop, ...]), residuals, span)
+        dhs_part, residuals, span = _between((dhs, saved.residuals, saved.span), start, stop)
+        inputs = (dhs_part if dhs is None else in_order(xp, dhs_part), residuals, span)
         dstate, (dz, emitted, norm) = scan(xp, backward, dstate, inputs, (w, drop), reverse=not reverse, recorded=True)
         dz = side_by_side(xp, stacked(xp, dz))
         emitted = emitted if isinstance(emitted, list) else map_leaves(partial(side_by_side, xp), emitted)

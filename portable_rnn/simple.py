@@ -151,8 +151,6 @@ class SimpleRNN:
     lr : float
     last_inputs : list
         What the last forward pass was given.
-    last_hs : dict of int to array (H, B)
-        Its hidden states, ``{0: zeros, 1: after the first step, ...}``.
     backend : portable_rnn.Backend
 
     Raises
@@ -202,10 +200,19 @@ class SimpleRNN:
         self.by = self._place(np.zeros((output_size, 1)))
 
         self.last_inputs: Any = None
-        self.last_hs: dict[int, Array] = {}
+        self._hs: dict[int, Array] | None = {}  # None where `_saved` has them, as one array
         self._saved: Any = None
+        self._last_h: Array | None = None
         self._updates = 0
         self._good = self._weights()  # the last weights whose loss was finite
+
+    @property
+    def last_hs(self) -> dict[int, Array]:
+        """The hidden states of the last forward pass, ``{0: zeros, 1: after the first step, ...}``."""
+        if self._hs is None:
+            hs = self._saved.hs
+            self._hs = {0: self._saved.h_initial, **{t + 1: hs[t, ...] for t in range(hs.shape[0])}}
+        return self._hs
 
     def forward(self, inputs: Iterable[Any]) -> NDArray[Any]:
         """Run the network over a sequence, or over B sequences of the same length.
@@ -247,9 +254,9 @@ class SimpleRNN:
         InputError
             There was no forward pass yet, or `d_y` does not have the shape of its result.
         """
-        if not self.last_hs:
+        if self._last_h is None:
             raise InputError("backward needs a forward pass: call rnn.forward(inputs) first")
-        shape = self.output_size, self.last_hs[0].shape[1]
+        shape = self.output_size, self._last_h.shape[1]
         gradients = self._gradients(self._place(_column(d_y, "d_y", shape).copy()))
         if learning:
             self._descend({name: float(self.lr) * gradient for name, gradient in gradients.items()})
@@ -299,15 +306,19 @@ class SimpleRNN:
 
     def _forward(self, inputs: Iterable[Any]) -> Array:
         x, steps, batch = self._side_by_side(inputs)
-        large = steps * batch * self.hidden_size >= LARGE and records(self.backend.xp)
-        hs, self._saved = self._hidden_as_a_layer(x, steps, batch) if large else (self._hidden(x, steps, batch), None)
-        self.last_inputs, self.last_hs, self._x = inputs, hs, x
-        return self.Why @ hs[steps] + self.by
+        if steps * batch * self.hidden_size >= LARGE and records(self.backend.xp):
+            h, saved = self._run_as_a_layer(x, steps, batch)
+            self._hs, self._saved = None, saved
+        else:
+            hs = self._hidden(x, steps, batch)
+            self._hs, self._saved, h = hs, None, hs[steps]
+        self.last_inputs, self._x, self._last_h = inputs, x, h
+        return self.Why @ h + self.by
 
     def _gradients(self, d_y: Array) -> Params:
-        xp = self.backend.xp
         found = self._recurrent_gradients(d_y) if self._saved is None else self._gradients_as_a_layer(d_y)
-        return {**found, "Why": d_y @ self.last_hs[len(self.last_hs) - 1].T, "by": _summed(xp, d_y)}
+        assert self._last_h is not None
+        return {**found, "Why": d_y @ self._last_h.T, "by": _summed(self.backend.xp, d_y)}
 
     def _hidden(self, x: Array, steps: int, batch: int) -> dict[int, Array]:
         """The hidden states, and at 0 the initial one."""
@@ -355,19 +366,19 @@ class SimpleRNN:
             "bias_hh": self.backend.xp.zeros_like(bias),
         }
 
-    def _hidden_as_a_layer(self, x: Array, steps: int, batch: int) -> tuple[dict[int, Array], Any]:
-        """`_hidden`, and what is saved for the way back."""
-        xp, h = self.backend.xp, self._no_state(batch)
+    def _run_as_a_layer(self, x: Array, steps: int, batch: int) -> tuple[Array, Any]:
+        """The last hidden state, and what is saved for the way back."""
+        xp = self.backend.xp
         x = xp.permute_dims(xp.reshape(x, (self.input_size, steps, batch)), (1, 0, 2))
-        hs, _, saved = run_direction(xp, CELL, False, self._as_a_layer(), x, (h,), Span(), None)
-        return {0: h, **{t + 1: hs[t, ...] for t in range(steps)}}, saved
+        state = (self._no_state(batch),)
+        _, (h,), saved = run_direction(xp, CELL, False, self._as_a_layer(), x, state, Span(), None)
+        return h, saved
 
     def _gradients_as_a_layer(self, d_y: Array) -> Params:
-        xp = self.backend.xp
-        none = xp.broadcast_to(self._no_state(d_y.shape[1])[None, ...], (len(self.last_hs) - 1, *self.last_hs[0].shape))
         # y sees the last h only: its cotangent is that of the final state, and no step has one of its own
         d_last = (self.Why.T @ d_y,)
-        found, *_ = run_direction_backward(xp, CELL, False, self._as_a_layer(), self._saved, none, d_last)
+        xp, p = self.backend.xp, self._as_a_layer()
+        found, *_ = run_direction_backward(xp, CELL, False, p, self._saved, None, d_last)
         return {"Wxh": found["weight_ih"], "Whh": found["weight_hh"], "bh": found["bias_ih"][:, None]}
 
     def _no_state(self, batch: int) -> Array:
@@ -382,7 +393,7 @@ class SimpleRNN:
     def _side_by_side(self, inputs: Iterable[Any]) -> tuple[Array, int, int]:
         """The columns of all steps as one array (I, T * B) of the backend; T; B."""
         try:
-            columns = [to_numpy(x) for x in inputs]
+            columns = [x if type(x) is np.ndarray else to_numpy(x) for x in inputs]
         except TypeError:
             raise InputError(f"inputs must be a list of columns, got {type(inputs).__name__}") from None
         if not columns:

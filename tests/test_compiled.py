@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -25,7 +26,7 @@ from trees import flat, mapped, relative_error
 
 import portable_rnn as prnn
 from portable_rnn import execution
-from portable_rnn.execution import llvm, machine_loops
+from portable_rnn.execution import llvm, machine_loops, workers
 from portable_rnn.execution.compiled import Form
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("llvmlite") is None, reason="llvmlite is not installed")
@@ -283,6 +284,25 @@ def test_several_threads_at_once(by: str, turn_on: Any) -> None:
     assert np.max(errors) < 1e-13  # as many threads as are free share the sums
 
 
+@pytest.mark.parametrize("rouse", [False, True])
+@pytest.mark.parametrize("by", ["columns", "rows"])
+def test_threads_that_fell_asleep(by: str, rouse: bool, turn_on: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between loops each sleeps, or has just been woken, or looks for work, or is about to sleep."""
+    turn_on(by)
+    monkeypatch.setattr(workers, "_TURNS", 20)
+    case = cases.make_case(prnn.LSTM(2, 3), (7, 9, 2))
+    expected = run(case)
+    states = set()
+    for k in range(300):
+        if rouse and k % 3 == 0:
+            workers.rouse(2)
+        time.sleep((k % 10) * 5e-5)
+        states |= set(workers._workers.states[:2].tolist())
+        assert relative_error(run(case), expected) < 1e-14
+    assert workers._workers.count == 2
+    assert workers._ASLEEP in states
+
+
 def test_a_process_may_end_right_after_a_loop() -> None:
     script = (
         "import numpy as np, portable_rnn as prnn\n"
@@ -290,7 +310,7 @@ def test_a_process_may_end_right_after_a_loop() -> None:
         "y, _, pullback = layer.vjp(layer.init(0), np.ones((64, 40, 32), dtype='float32'))\n"
         "pullback(y)\n"
         "from portable_rnn.execution import workers\n"
-        "print(len(workers._workers.alarms) == min(workers.threads(), 4) - 1)\n"
+        "print(workers._workers.count == min(workers.threads(), 4) - 1)\n"
     )
     environment = os.environ | {"PORTABLE_RNN_COMPILE": "1"}
     done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=60)

@@ -126,8 +126,7 @@ def scan(
     step : callable
         Returns the new carry and a nest of arrays.
     carry : nest of arrays
-    xs : nest of tuples of arrays (T, ...), of lists of T nests as an earlier scan returned them, and of None;
-        the first is an array or a list
+    xs : nest of tuples of arrays (T, ...), of lists of T nests as an earlier scan returned them, and of None
     shared : nest of arrays that are the same at every step
     reverse : bool
         From the last step to the first. Outputs stand at their own time index either way.
@@ -149,7 +148,7 @@ def scan(
         found = planned_scan(xp, library, step, carry, xs, shared, reverse=reverse, donate=donate)
         if found is not None:
             return found
-    steps = len(xs[0]) if isinstance(xs[0], list) else xs[0].shape[0]
+    steps = _steps(xs) or 0
     inputs = _at_each_step(xs)
     outputs: list[Any] = [None] * steps
     for t in reversed(range(steps)) if reverse else range(steps):
@@ -401,6 +400,16 @@ def product(xp: Any, left: Array, right: Array) -> Array:
 def stacked(xp: Any, column: Any) -> Array:
     """An output of `scan` as one array (T, ...)."""
     return xp.stack(column) if isinstance(column, list) else column
+
+
+def _steps(x: Any) -> int | None:
+    """T of a nest over time, if it has an array or a list."""
+    if x is None:
+        return None
+    if isinstance(x, (tuple, dict)):
+        branches = x.values() if isinstance(x, dict) else x
+        return next((steps for steps in map(_steps, branches) if steps is not None), None)
+    return len(x) if isinstance(x, list) else int(x.shape[0])
 
 
 def _at_each_step(x: Any) -> Callable[[int], Any]:

@@ -265,10 +265,10 @@ class Emitter:
         function = self.declared(name, self.ir.VoidType(), [self.word] * len(words))
         self.builder.call(function, [self.integer(word) for word in words])
 
-    def call_at(self, address: Any, word: Any) -> None:
-        """A function of one word, which stands at an address."""
-        kind = self.ir.FunctionType(self.ir.VoidType(), [self.word])
-        self.builder.call(_function_at(self.ir, self._at(address), kind), [word])
+    def call_at(self, address: Any, *words: Any) -> None:
+        """A function, which stands at an address."""
+        kind = self.ir.FunctionType(self.ir.VoidType(), [self.word] * len(words))
+        self.builder.call(_function_at(self.ir, self._at(address), kind), [self.integer(word) for word in words])
 
     # ------------------------------------------------------------------ memory
 

@@ -1,7 +1,8 @@
 """Threads that run compiled loops beside each other.
 
 Between one loop and the next, which often follows at once, a thread looks for work for a while before it sleeps: waking
-it takes as long as a small loop runs. It looks, runs and waits in machine code, without Python's lock.
+it takes as long as a small loop runs. It looks, runs, waits and sleeps in machine code, without the interpreter's lock,
+for which it would have to wait as well.
 """
 
 from __future__ import annotations
@@ -20,10 +21,10 @@ import numpy as np
 
 from .llvm import Emitter, compiled
 
-__all__ = ["at_once", "several", "threads"]
+__all__ = ["at_once", "rouse", "several", "threads"]
 
 _WORDS = 16  # of a board: two lines of the cache, since processors fetch them in pairs
-_STATE, _FUNCTION, _ARGUMENT, _SLEPT = range(4)  # of which these are used
+_STATE, _FUNCTION, _ARGUMENT, _ALARM = range(4)  # of which these are used
 _ASLEEP, _IDLE, _BUSY = range(3)  # states
 _TURNS = 3000  # of looking for work, about a millisecond
 _LOOKS = 64  # in a turn
@@ -47,21 +48,27 @@ def _functions() -> dict[str, Any]:
 
     module = ir.Module()
     _write_serve(module)
-    _write_begin(module)
+    _write_rouse(module)
     _write_lead(module)
     return compiled(str(module))
 
 
 def _write_serve(module: Any) -> None:
-    """Run what is put on a board, until nothing was for `turns`. Arguments: board, turns."""
+    """Sleep until there is work on a board, and do what is put on it until nothing was for `turns`; without an end.
+
+    Arguments: board, turns.
+    """
     e = Emitter(module, "serve", ["board", "turns"])
     b, board = e.builder, e.arguments["board"]
-    look, work, rest, tired, done = (b.append_basic_block() for _ in range(5))
-    start = b.block
+    sleep, look, work, rest, tired = (b.append_basic_block() for _ in range(5))
+    b.branch(sleep)
+    b.position_at_end(sleep)
+    e.call_at(_address("PyThread_acquire_lock"), e.load_word(e.address(board, _ALARM, 8)), 1)
     b.branch(look)
+
     b.position_at_end(look)
     count = b.phi(e.word)
-    count.add_incoming(e.word(0), start)
+    count.add_incoming(e.word(0), sleep)
     b.cbranch(e.equal(e.load_shared(e.address(board, _STATE, 8)), _BUSY), work, rest)
 
     b.position_at_end(work)
@@ -79,36 +86,44 @@ def _write_serve(module: Any) -> None:
     b.position_at_end(tired)  # unless there is work just now
     asleep = e.exchange(e.address(board, _STATE, 8), _IDLE, _ASLEEP)
     count.add_incoming(e.word(0), b.block)
-    b.cbranch(asleep, done, look)
-    b.position_at_end(done)
-    e.finish()
+    b.cbranch(asleep, sleep, look)
 
 
-def _write_begin(module: Any) -> None:
-    """Put a function on boards, and note who sleeps. Arguments: boards, count, function, arguments (one for each)."""
-    e = Emitter(module, "begin", ["boards", "count", "function", "arguments"])
-    a = e.arguments
-    with e.loop(0, a["count"]) as (k, _):
-        board = e.address(a["boards"], k, 8 * _WORDS)
-        e.store_word(a["function"], e.address(board, _FUNCTION, 8))
-        e.store_word(e.load_word(e.address(a["arguments"], k, 8)), e.address(board, _ARGUMENT, 8))
-        awake = e.exchange(e.address(board, _STATE, 8), _IDLE, _BUSY)
-        e.store_word(e.builder.select(awake, e.word(0), e.word(1)), e.address(board, _SLEPT, 8))
-        with e.when(e.builder.not_(awake)):
-            e.store_shared(_BUSY, e.address(board, _STATE, 8))
+def _write_rouse(module: Any) -> None:
+    """Wake the boards' threads that sleep. Arguments: boards, count."""
+    e = Emitter(module, "rouse", ["boards", "count"])
+    with e.loop(0, e.arguments["count"]) as (k, _):
+        board = e.address(e.arguments["boards"], k, 8 * _WORDS)
+        with e.when(e.exchange(e.address(board, _STATE, 8), _ASLEEP, _IDLE)):
+            e.call_at(_address("PyThread_release_lock"), e.load_word(e.address(board, _ALARM, 8)))
     e.finish()
 
 
 def _write_lead(module: Any) -> None:
-    """Run a function here, and wait until all boards are done. Arguments: boards, count, function, argument."""
-    e = Emitter(module, "lead", ["boards", "count", "function", "argument"])
+    """Run a function here and by the boards' threads, and wait until all are done.
+
+    Arguments: boards, count, function, arguments (of this thread, and of each board).
+    """
+    e = Emitter(module, "lead", ["boards", "count", "function", "arguments"])
     a = e.arguments
-    e.call_at(a["function"], a["argument"])
+    with e.loop(0, a["count"]) as (k, _):
+        board = e.address(a["boards"], k, 8 * _WORDS)
+        e.store_word(a["function"], e.address(board, _FUNCTION, 8))
+        e.store_word(e.load_word(e.address(a["arguments"], e.plus(k, 1), 8)), e.address(board, _ARGUMENT, 8))
+        awake = e.exchange(e.address(board, _STATE, 8), _IDLE, _BUSY)
+        with e.when(e.builder.not_(awake)):
+            e.store_shared(_BUSY, e.address(board, _STATE, 8))
+            e.call_at(_address("PyThread_release_lock"), e.load_word(e.address(board, _ALARM, 8)))
+    e.call_at(a["function"], e.load_word(a["arguments"]))
     with e.loop(0, a["count"]) as (k, _):
         board = e.address(a["boards"], k, 8 * _WORDS)
         e.wait_while(lambda: e.equal(e.load_shared(e.address(board, _STATE, 8)), _BUSY))
-        e.store_word(0, e.address(board, _ARGUMENT, 8))
     e.finish()
+
+
+def _address(name: str) -> int:
+    """Of a function of Python's own library, which needs no lock of the interpreter."""
+    return ctypes.cast(getattr(ctypes.pythonapi, name), ctypes.c_void_p).value or 0
 
 
 # ---------------------------------------------------------------------- threads
@@ -122,38 +137,32 @@ class _Workers:
         self.numbers: list[int] = []  # of the threads, for the system
         self.placed = 0  # how many of them
         self.taken = threading.Lock()  # by one that calls them
-        self.alarms: list[Any] = []  # a lock for each: it sleeps until that is free
+        self.count = 0
         self.memory = np.zeros((_MOST + 1) * _WORDS, dtype=np.int64)
         size = 8 * _WORDS
         self.boards = -(-self.memory.ctypes.data // size) * size
         first = (self.boards - self.memory.ctypes.data) // 8
-        self.states, self.arguments, self.slept = (
-            self.memory[first + word :: _WORDS] for word in (_STATE, _ARGUMENT, _SLEPT)
-        )
+        self.states, self.alarms = (self.memory[first + word :: _WORDS] for word in (_STATE, _ALARM))
 
     def start(self, count: int) -> None:
         """Have so many threads."""
-        for k in range(len(self.alarms), count):
-            alarm = threading.Lock()
-            alarm.acquire()
-            arguments = (alarm, self.memory, self.boards + 8 * _WORDS * k, self.numbers)
+        for k in range(self.count, count):
+            self.alarms[k] = _new_alarm()
+            arguments = (self.memory, self.boards + 8 * _WORDS * k, self.numbers)
             threading.Thread(target=_work, args=arguments, name=f"portable-rnn-{k}", daemon=True).start()
-            self.alarms.append(alarm)
+            self.count = k + 1
 
     def run(self, function: int, arguments: Any) -> None:
         """The function at an address for each of its arguments, the first here."""
         count = len(arguments) - 1
         self.start(count)
         self.make_way()
-        native = _functions()
-        try:
-            native["begin"](self.boards, count, function, arguments.ctypes.data + 8)
-        finally:  # whatever interrupts this thread: once begun, the others use its arrays, and may wait for it
-            if self.arguments[0]:
-                for k in range(count):
-                    if self.slept[k]:
-                        self.alarms[k].release()
-                native["lead"](self.boards, count, function, int(arguments[0]))
+        _functions()["lead"](self.boards, count, function, arguments.ctypes.data)
+
+    def rouse(self, count: int) -> None:
+        """Wake up to so many threads."""
+        if self.count:
+            _functions()["rouse"](self.boards, min(count, self.count))
 
     def rest(self) -> None:
         """Wait until none looks for work any more."""
@@ -174,13 +183,19 @@ class _Workers:
         self.beside, self.placed = here, len(numbers)
 
 
-def _work(alarm: Any, memory: Any, board: int, numbers: list[int]) -> None:
+def _work(memory: Any, board: int, numbers: list[int]) -> None:
     """What a thread does; it keeps the memory of its board."""
     numbers.append(threading.get_native_id())
-    serve = _functions()["serve"]
-    while True:
-        alarm.acquire()
-        serve(board, _TURNS)
+    _functions()["serve"](board, _TURNS)
+
+
+def _new_alarm() -> int:
+    """A lock of Python's own library, taken: a thread sleeps until another lets it go."""
+    allocate = ctypes.pythonapi.PyThread_allocate_lock
+    allocate.restype = ctypes.c_void_p
+    alarm: int = allocate()
+    ctypes.pythonapi.PyThread_acquire_lock(ctypes.c_void_p(alarm), 0)
+    return alarm
 
 
 @functools.lru_cache(maxsize=1)
@@ -225,6 +240,11 @@ def several(most: int) -> Iterator[int]:
     finally:
         if free:
             mine.taken.release()
+
+
+def rouse(count: int) -> None:
+    """There will soon be work for so many threads beside this one: a system takes a while to wake them."""
+    _workers.rouse(count)
 
 
 def at_once(function: int, arguments: Any) -> None:
