@@ -112,6 +112,26 @@ def test_a_target_is_judged_by_both_limits(times: tuple[float, float], mean: flo
     assert len(TARGET.sizes()) == 3
 
 
+@pytest.mark.parametrize(
+    ("time", "product", "verdict"),
+    [
+        (0.3, 0.01, "met at these sizes"),
+        (0.6, 0.01, "**not met** at these sizes"),
+        (0.6, 0.5, "**not met** at these sizes: the floor is 0.50"),
+        (0.4, 0.5, "met at these sizes"),
+        (0.6, None, "**not met** at these sizes"),
+    ],
+)
+def test_a_target_below_the_floor_is_said_to_be(time: float, product: float | None, verdict: str) -> None:
+    target = report.Target("ours-numpy", ("torch",), "train", ("LSTM",), worst=0.4)
+    one = case(SIZES[4], ours_numpy=[time], torch=[1.0])
+    if product is not None:
+        flops = Case("LSTM", SIZES[4], "train").flops
+        one["seconds"]["gemm"] = [product * GEMM_FLOPS / flops]
+    (found,) = report.findings(run_of(one), [target])
+    assert found.verdict == verdict
+
+
 def test_one_peer_says_nothing_about_the_fastest_of_several() -> None:
     target = report.Target("ours-numpy", ("torch", "flax"), "train", ("LSTM",), worst=1.0)
     assert report.findings(run_of(case(ours_numpy=[1.0], torch=[2.0])), [target]) == []

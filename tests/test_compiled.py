@@ -27,7 +27,7 @@ from trees import flat, mapped, relative_error
 import portable_rnn as prnn
 from portable_rnn import execution
 from portable_rnn.execution import llvm, machine_loops, workers
-from portable_rnn.execution.compiled import Form
+from portable_rnn.execution.words import Form
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("llvmlite") is None, reason="llvmlite is not installed")
 

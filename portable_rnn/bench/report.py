@@ -77,7 +77,10 @@ TARGETS = (
 
 @dataclass(frozen=True)
 class Finding:
-    """A target at one cell: `mean` and `worst` as measured, at `measured` of the sizes it is about."""
+    """A target at one cell: `mean` and `worst` as measured, at `measured` of the sizes it is about.
+
+    `floor` is the ratio that the floor itself has to the same peer where ours is worst; None where it is not known.
+    """
 
     target: Target
     cell: str
@@ -85,12 +88,23 @@ class Finding:
     worst: float
     worst_size: tuple[int, ...]
     measured: int
+    floor: float | None = None
 
     @property
     def met(self) -> bool:
         """Whether both limits hold at what was measured."""
         limits = ((self.mean, self.target.mean), (self.worst, self.target.worst))
         return all(limit is None or found <= limit for found, limit in limits)
+
+    @property
+    def verdict(self) -> str:
+        """Whether it is met, and if not, whether the matrix products alone would miss it."""
+        text = "met" if self.met else "**not met**"
+        if self.measured < len(self.target.sizes()):
+            text += " at these sizes"
+        if self.floor is None or self.target.worst is None or not self.worst > self.floor > self.target.worst:
+            return text
+        return f"{text}: the floor is {_short(self.floor)}"
 
 
 # ---------------------------------------------------------------------- arithmetic
@@ -115,6 +129,7 @@ def ratio(case: dict[str, Any], ours: str, against: Sequence[str]) -> dict[str, 
     case : dict
         Of `measure`.
     ours : str
+        Or "floor".
     against : sequence of str
         Which was fastest is decided by the medians; or ``("floor",)``, the time of the matrix products alone at the
         rate that the square product had in the same round.
@@ -165,7 +180,7 @@ def findings(run: Run, targets: Sequence[Target] = TARGETS) -> list[Finding]:
     found = []
     for target in targets:
         for cell in target.cells:
-            ratios = {}
+            ratios, floors = {}, {}
             for case in run["cases"]:
                 if (case["cell"], case["kind"]) == (cell, target.kind) and tuple(case["size"]) in target.sizes():
                     answer = ratio(case, target.ours, target.against)
@@ -173,11 +188,13 @@ def findings(run: Run, targets: Sequence[Target] = TARGETS) -> list[Finding]:
                     others = [name for name in target.against if name in case["seconds"]]
                     enough = target.against == (FLOOR,) or len(others) >= min(2, len(target.against))
                     if answer is not None and enough:
-                        ratios[tuple(case["size"])] = answer["median"]
+                        size = tuple(case["size"])
+                        ratios[size], floors[size] = answer["median"], ratio(case, FLOOR, target.against)
             if ratios:
                 worst = max(ratios, key=ratios.__getitem__)
                 mean = geometric_mean(ratios.values())
-                found.append(Finding(target, cell, mean, ratios[worst], worst, len(ratios)))
+                floor = floors[worst]["median"] if floors[worst] is not None else None
+                found.append(Finding(target, cell, mean, ratios[worst], worst, len(ratios), floor))
     return found
 
 
@@ -257,9 +274,7 @@ def _targets(run: Run) -> str:
         )
         sizes = f"{one.measured} of {len(one.target.sizes())}"
         where = ", ".join(map(str, one.worst_size))
-        verdict = "met" if one.met else "**not met**"
-        verdict += "" if one.measured == len(one.target.sizes()) else " at these sizes"
-        rows.append([str(one.target), one.cell, sizes, mean, f"{worst} at {where}", verdict])
+        rows.append([str(one.target), one.cell, sizes, mean, f"{worst} at {where}", one.verdict])
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from typing import Any, NamedTuple
+from typing import Any
 
 from .llvm import NUMBER_BYTES, Emitter, compiled, machine
 from .matrices import routines
@@ -18,59 +18,15 @@ from .places import Place
 from .stages import Access, Kernel, Product, RowSum, Stages, Term
 from .tracing import Untraceable
 from .vector_math import apply
+from .words import Form, collected, matrices_of, panels_of, words_of
 
-__all__ = ["Form", "collected", "compiled_loop", "panels_of", "vector_lanes"]
-
-
-class Form(NamedTuple):
-    """What a loop depends on beside its stages.
-
-    Attributes
-    ----------
-    shapes : dict of str to tuple of int
-        Of a step of each input, and of what is the same at each step.
-    booleans : set of str
-        Which inputs, stacks, carries and workspaces are.
-    dtype : "float32" or "float64"
-    lanes : int
-        Numbers in a vector: see `vector_lanes`.
-    single : bool
-        A batch of one column.
-    by_rows : bool
-        Threads share the rows of each stage, not the columns; there is no `RowSum` then.
-    own_sums : bool
-        Each thread adds up the sums over time of its own columns, elsewhere. Otherwise each adds up some of their rows.
-    """
-
-    shapes: dict[str, tuple[int, ...]]
-    booleans: set[str]
-    dtype: str
-    lanes: int
-    single: bool
-    by_rows: bool
-    own_sums: bool
+__all__ = ["compiled_loop", "vector_lanes"]
 
 
 def compiled_loop(stages: Stages, form: Form) -> tuple[str, Any, list[str]]:
     """Compile the loop of `stages`: a name for what it does, the function, and what it takes, words for each thread.
 
-    The words are, by name, first those that are set for each call, up to "reverse": of what it reads, stacks and sums,
-    in this order:
-
-    - "steps", "reverse", "batch"; "first" and "width", the thread's columns; "part" and "parts", which share of rows
-      is its own, where they are shared; "counter", the address of a word that is 0; "capacity", how many columns are
-      taken together for the sums over time, a multiple of the batch, or with `own_sums` of "width";
-    - for an input over time: "x0", its address; "x0_step", the distance of two steps; "x0_row", that of two rows. If
-      "x0_apart" is not 0, its columns are not side by side, "x0_row" is the distance of two columns, and a step is
-      transposed to "x0_buffer";
-    - for a stack "y0", and for what is the same at each step "s0" and "h0", the address;
-    - for the left side of a product "s0_panels_of", its address, "s0_panels_row" and "s0_panels_column", the distances
-      of its rows and columns, of which one is 1, and "s0_panels", where it is laid out; of a transposed one "s0_T_...";
-    - for each carry "c0", and two buffers "n0" and "m0";
-    - for workspace "w0"; for the terms "left0" and "right0", where columns are collected, and "sum0".
-
-    The addresses "x0", "y0", "s0", "h0", "c0", "n0", "m0" are of the thread's first column. "w0" and "x0_buffer" are
-    its own, but with `by_rows` all share "w0"; "left0", "right0" and "sum0" are with `own_sums`. Distances are numbers.
+    The words are those of `words.words_of`, in their order.
 
     Raises
     ------
@@ -93,15 +49,6 @@ def _function(source: str) -> tuple[str, Any]:
     return name, compiled(source.replace("loop_of_stages", name))[name]
 
 
-def _rank(word: str) -> tuple[int, int]:
-    """Of the words in their order."""
-    letters = word.rstrip("0123456789")
-    if word.endswith("_of") or letters in ("x", "s", "h", "c"):
-        return 0, 0
-    groups = ("y", "sum", "steps", "reverse")
-    return (1 + groups.index(letters), int(word[len(letters) :] or 0)) if letters in groups else (len(groups) + 1, 0)
-
-
 class _LoopWriter:
     def __init__(self, stages: Stages, form: Form) -> None:
         from llvmlite import ir
@@ -109,37 +56,10 @@ class _LoopWriter:
         self.stages, self.shapes, self.booleans = stages, form.shapes, form.booleans
         self.single, self.by_rows, self.own_sums = form.single, form.by_rows, form.own_sums
         self.routines = routines(form.dtype, form.lanes)
-        self.matrices: dict[str, tuple[int, int]] = {}  # rows and columns of the left sides, by the word for its panels
-        self.words = self._words()
+        self.words = words_of(stages)
         self.e = Emitter(ir.Module(), "loop_of_stages", ["words"], form.dtype, form.lanes)
         self.word: dict[str, Any] = {}
         self.memory: dict[str, tuple[Any, Any]] = {}  # at this step: address, row length
-
-    def _words(self) -> list[str]:
-        names = dict.fromkeys(["steps", "reverse", "batch", "first", "width", "part", "parts", "counter", "capacity"])
-        arrays: dict[str, None] = {}
-        for stage in self.stages.stages:
-            if isinstance(stage, Kernel):
-                arrays |= dict.fromkeys(stage.arrays())
-            elif isinstance(stage, Product):
-                arrays |= {stage.right.base: None, stage.out.base: None}
-                panels = panels_of(stage.left, stage.transposed)
-                names |= dict.fromkeys([panels, f"{panels}_of", f"{panels}_row", f"{panels}_column"])
-                self.matrices[panels] = (stage.out.rows, stage.right.rows)
-            else:
-                arrays |= {stage.x.base: None, stage.out.base: None}
-        for term in self.stages.terms:
-            arrays |= dict.fromkeys(place.base for place in (term.left, term.right) if place is not None)
-        for k, end in enumerate(self.stages.ends):
-            arrays |= {f"c{k}": None, end: None} | ({f"m{k}": None} if end == f"n{k}" else {})
-        for array in arrays:
-            names[array] = None
-            if array[0] == "x":
-                names |= dict.fromkeys([f"{array}_{word}" for word in ("step", "row", "apart", "buffer")])
-        for kind in ("left", "right"):
-            names |= dict.fromkeys(f"{kind}{k}" for k in range(len(collected(self.stages, kind))))
-        names |= dict.fromkeys(f"sum{k}" for k in range(len(self.stages.terms)))
-        return sorted(names, key=_rank)
 
     def write(self) -> tuple[str, Any, list[str]]:
         e = self.e
@@ -156,7 +76,8 @@ class _LoopWriter:
         """The left sides of the products as panels, of which each thread writes some."""
         e, word, height = self.e, self.word, self.routines.tile_rows
         self.counted = e.word(0)
-        for name, (rows, inner) in self.matrices.items():
+        for left, transposed, rows, inner in matrices_of(self.stages):
+            name = panels_of(left, transposed)
             start, stop = self._share(rows)
             source = e.address(word[f"{name}_of"], e.times(start, word[f"{name}_row"]))
             to = e.address(word[name], e.times(start, inner))
@@ -433,14 +354,3 @@ class _LoopWriter:
             to = e.plus(e.times(e.builder.sdiv(panel, e.word(most)), distance), e.minus(own, panel))
             to = e.address(out, e.plus(to, e.times(column, length)))
             self._call("transpose", e.address(source, e.times(own, row)), row, to, length, rows, width)
-
-
-def collected(stages: Stages, kind: str) -> list[Place]:
-    """What is collected of each step, for the left or the right sides of the terms."""
-    places = [term.left if kind == "left" else term.right for term in stages.terms]
-    return list(dict.fromkeys(place for place in places if place is not None))
-
-
-def panels_of(matrix: str, transposed: bool) -> str:
-    """The word for the panels of a product's left side."""
-    return f"{matrix}{'_T' if transposed else ''}_panels"

@@ -12,14 +12,15 @@ import numpy as np
 
 from ..namespace import map_leaves
 from . import reuse
-from .compiled import Form, collected, compiled_loop, panels_of, vector_lanes
+from .compiled import compiled_loop, vector_lanes
 from .dialects import dialect
 from .kernels import make_stages
 from .matrices import routines
 from .nests import expression
 from .recording import Arguments, Programs, hoisting, outputs_over_time, recorded
-from .stages import Product, RowSum
+from .stages import RowSum
 from .tracing import Graph, Untraceable
+from .words import Form, collected, matrices_of, panels_of
 from .workers import rouse, several, threads
 from .workspace import CARRY, SHARED, XS, Read, Workspace, address_of
 
@@ -57,8 +58,7 @@ class CompiledProgram:
         booleans |= {f"w{k}" for k, (_, boolean) in enumerate(stages.work) if boolean}
         booleans |= {f"{which}{k}" for k, v in enumerate(graph.inputs["carry"]) if v.boolean for which in "cnm"}
         self.hoist = hoisting(stages.hoisted, dialect("numpy")) if stages.hoisted else None
-        products = [stage for stage in stages.stages if isinstance(stage, Product)]
-        self.matrices = list(dict.fromkeys((p.left, p.transposed, p.out.rows, p.right.rows) for p in products))
+        self.matrices = matrices_of(stages)
         self.collected = {kind: collected(stages, kind) for kind in ("left", "right")}
 
         sizes = [rows * inner for _, _, rows, inner in self.matrices]
