@@ -180,7 +180,8 @@ def findings(run: Run, targets: Sequence[Target] = TARGETS) -> list[Finding]:
     found = []
     for target in targets:
         for cell in target.cells:
-            ratios, floors = {}, {}
+            ratios: dict[tuple[int, ...], float] = {}
+            floors: dict[tuple[int, ...], dict[str, Any] | None] = {}
             for case in run["cases"]:
                 if (case["cell"], case["kind"]) == (cell, target.kind) and tuple(case["size"]) in target.sizes():
                     answer = ratio(case, target.ours, target.against)
@@ -193,8 +194,9 @@ def findings(run: Run, targets: Sequence[Target] = TARGETS) -> list[Finding]:
             if ratios:
                 worst = max(ratios, key=ratios.__getitem__)
                 mean = geometric_mean(ratios.values())
-                floor = floors[worst]["median"] if floors[worst] is not None else None
-                found.append(Finding(target, cell, mean, ratios[worst], worst, len(ratios), floor))
+                floor = floors[worst]
+                below = None if floor is None else floor["median"]
+                found.append(Finding(target, cell, mean, ratios[worst], worst, len(ratios), below))
     return found
 
 
