@@ -126,9 +126,10 @@ class _Backward:
 
 @dataclass(frozen=True)
 class _BackwardOfInput:
-    """`_Backward` that returns the cotangent of x, and the gradients of the parameters as sums over time."""
+    """`_Backward` that returns the cotangent of x, if `wanted`, and the parameters' gradients, summed over time."""
 
     backward: _Backward
+    wanted: bool
 
     def __call__(self, xp: Any, shared: Any, dcarry: Any, inputs: Any) -> tuple[Any, Any, Any]:
         w, drop = shared
@@ -137,7 +138,7 @@ class _BackwardOfInput:
         (before,) = _where_not(xp, span.reset, (before,))
         seen = dropped(before, drop)
         dcarry, (dz, emitted, norm) = self.backward(xp, shared, dcarry, part)
-        dx = w["Wx.T"] @ dz
+        dx = w["Wx.T"] @ dz if self.wanted else None
         dz, emitted, residual, x_t, seen = map_leaves(lambda a: a[None, ...], (dz, emitted, residual, x_t, seen))
         return dcarry, (dx, norm), _gradients(xp, self.backward.cell, dz, x_t, seen, residual, emitted)
 
@@ -220,13 +221,14 @@ def run_direction_backward(
     dhs: Array | None,
     dstate: tuple[Array, ...],
     watch: bool = False,
-) -> tuple[Params, Array, tuple[Array, ...], Array | None]:
+    with_dx: bool = True,
+) -> tuple[Params, Array | None, tuple[Array, ...], Array | None]:
     """Reverse `run_direction`; `dhs` is None where the loss sees only the final state.
 
     Returns
     -------
-    parameter gradients, dx (T, I, B), cotangent of the initial state, and with `watch` the norm of the loss's
-    derivative with respect to h at each step, over features and batch, (T,)
+    parameter gradients, dx (T, I, B) (None unless `with_dx`), cotangent of the initial state, and with `watch` the norm
+    of the loss's derivative with respect to h at each step, over features and batch, (T,)
     """
     w = _with_transposes(cell.prepare(xp, p))
     backward = _Backward(cell, watch)
@@ -238,7 +240,7 @@ def run_direction_backward(
         inputs = ((dhs, saved.residuals, saved.span), saved.x, before)
         found = scan_in_one(
             xp,
-            _BackwardOfInput(backward),
+            _BackwardOfInput(backward, with_dx),
             dstate,
             inputs,
             (w, saved.drop),
@@ -249,7 +251,7 @@ def run_direction_backward(
         if found is not None:
             dstate, (dx, norms), grads = found
             return {name: grads[name] for name in p}, dx, dstate, norms
-    return _backward_in_blocks(xp, backward, reverse, w, list(p), saved, dhs, dstate)
+    return _backward_in_blocks(xp, backward, reverse, w, list(p), saved, dhs, dstate, with_dx)
 
 
 def _backward_in_blocks(
@@ -261,7 +263,8 @@ def _backward_in_blocks(
     saved: _Saved,
     dhs: Array | None,
     dstate: tuple[Array, ...],
-) -> tuple[Params, Array, tuple[Array, ...], Array | None]:
+    with_dx: bool,
+) -> tuple[Params, Array | None, tuple[Array, ...], Array | None]:
     """`run_direction_backward` with the products for a block of steps after their loop."""
     x, drop = saved.x, saved.drop
     steps, _, batch = x.shape
@@ -277,10 +280,11 @@ def _backward_in_blocks(
         x_part = in_order(xp, x[start:stop, ...])
         found = _gradients(xp, backward.cell, dz, x_part, dropped(before, drop), residuals, emitted)
         grads = {name: grads[name] + found[name] if grads else found[name] for name in names}
-        dx.add(start, _input_cotangent(xp, w, dz))
+        if with_dx:
+            dx.add(start, _input_cotangent(xp, w, dz))
         if backward.watch:
             norms.add(start, stacked(xp, norm))
-    return grads, dx.result(), dstate, norms.result() if backward.watch else None
+    return grads, dx.result() if with_dx else None, dstate, norms.result() if backward.watch else None
 
 
 def _with_transposes(w: Params) -> Params:

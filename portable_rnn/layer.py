@@ -79,6 +79,10 @@ class Layer(abc.ABC):
     def backward(self, params: Params, residuals: Any, dy: Array, dstate: State) -> tuple[Params, Array | None, State]:
         """(dparams, dx, cotangent of the initial state), without checks; `dstate` may be None."""
 
+    def parameter_gradients(self, params: Params, residuals: Any, dy: Array, dstate: State) -> Params:
+        """The first of what `backward` returns; a layer that gives the others at a price leaves them out here."""
+        return self.backward(params, residuals, dy, dstate)[0]
+
     @abc.abstractmethod
     def check_input(self, x: Array, xp: Any) -> None:
         """Raise InputError where `x` has the wrong rank, feature count or kind of dtype."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -440,17 +441,33 @@ class Sequential(Layer):
         return x, tuple(finals), residuals
 
     def backward(self, params: Params, residuals: Any, dy: Array, dstate: State) -> tuple[Params, Array | None, State]:
-        count = len(self.layers)
-        dfinals = (None,) * count if dstate is None else dstate
-        dinitials: list[State] = [None] * count
+        dinitials: list[State] = [None] * len(self.layers)
         grads: Params = {}
         dx: Array | None = dy
-        for k in reversed(range(count)):
-            found, dx, dinitials[k] = self.layers[k].backward(
-                with_prefix(params, f"{k}."), residuals[k], dx, dfinals[k]
-            )
+        for k, own, dfinal in self._backwards(params, dstate):
+            found, dx, dinitials[k] = self.layers[k].backward(own, residuals[k], dx, dfinal)
             grads |= {f"{k}.{name}": g for name, g in found.items()}
         return {name: grads[name] for name in params}, dx, tuple(dinitials)
+
+    def parameter_gradients(self, params: Params, residuals: Any, dy: Array, dstate: State) -> Params:
+        grads: Params = {}
+        first = min((int(name.partition(".")[0]) for name in params), default=0)  # of the layers that have any
+        dx: Array | None = dy
+        for k, own, dfinal in self._backwards(params, dstate):
+            if k == first:
+                found = self.layers[k].parameter_gradients(own, residuals[k], dx, dfinal)
+            elif k > first:
+                found, dx, _ = self.layers[k].backward(own, residuals[k], dx, dfinal)
+            else:
+                break
+            grads |= {f"{k}.{name}": g for name, g in found.items()}
+        return {name: grads[name] for name in params}
+
+    def _backwards(self, params: Params, dstate: State) -> Iterator[tuple[int, Params, State]]:
+        """Number, parameters and cotangent of the final state of each layer, from the last."""
+        dfinals = (None,) * len(self.layers) if dstate is None else dstate
+        for k in reversed(range(len(self.layers))):
+            yield k, with_prefix(params, f"{k}."), dfinals[k]
 
     def __repr__(self) -> str:
         return f"Sequential({', '.join(map(repr, self.layers))})"

@@ -107,9 +107,12 @@ def stack_forward(
 
 
 def stack_backward(
-    params: Params, residuals: Any, dy: Array, dstate: State, *, layer: Any, watch: bool = False
-) -> tuple[Params, Array, State, list[Array | None]]:
-    """Reverse `stack_forward`: (dparams, dx, cotangent of the initial state, norms for each layer and direction)."""
+    params: Params, residuals: Any, dy: Array, dstate: State, *, layer: Any, watch: bool = False, with_dx: bool = True
+) -> tuple[Params, Array | None, State, list[Array | None]]:
+    """Reverse `stack_forward`: (dparams, dx, cotangent of the initial state, norms for each layer and direction).
+
+    dx is None unless `with_dx`.
+    """
     residuals, between = residuals
     x = residuals[0][0]
     out = state_sizes(layer)[0]
@@ -138,14 +141,16 @@ def stack_backward(
                 dhs[:, direction * out : (direction + 1) * out, :],
                 tuple(d[k, ...] for d in dfinal),
                 watch,
+                with_dx or depth > 0,
             )
             grads |= {name + suffix: g for name, g in found.items()}
             dinputs.append(dinput)
-        dhs = dinputs[0] if len(dinputs) == 1 else dinputs[0] + dinputs[1]
+        if with_dx or depth > 0:
+            dhs = dinputs[0] if len(dinputs) == 1 else dinputs[0] + dinputs[1]
     dstates = _states(xp, dinitials)
     return (
         {name: grads[name] for name in params},
-        with_axes(dhs, (2, 0, 1)),
+        with_axes(dhs, (2, 0, 1)) if with_dx else None,
         dstates if len(dstates) > 1 else dstates[0],
         norms,
     )

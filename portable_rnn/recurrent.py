@@ -48,6 +48,12 @@ def _backward(self: Any, params: Params, residuals: Any, dy: Array, dstate: Stat
     return grads, dx, dinitial
 
 
+def _parameter_gradients(self: Any, params: Params, residuals: Any, dy: Array, dstate: State) -> Params:
+    run = jit(namespace_of(dy), stack_backward, static=("layer", "with_dx"))
+    grads: Params = run(params, residuals, dy, dstate, layer=self, with_dx=False)[0]
+    return grads
+
+
 def _in_width(self: Any) -> int:
     return int(self.input_size)
 
@@ -206,6 +212,7 @@ class RNN(Layer):
     parameter_shapes = _parameter_shapes
     forward = _forward
     backward = _backward
+    parameter_gradients = _parameter_gradients
     check_input = _check_input
     check_state = _check_state
     draw = _draw
@@ -277,6 +284,7 @@ class LSTM(Layer):
     parameter_shapes = _parameter_shapes
     forward = _forward
     backward = _backward
+    parameter_gradients = _parameter_gradients
     check_input = _check_input
     check_state = _check_state
     draw = _draw
@@ -362,6 +370,7 @@ class GRU(Layer):
     parameter_shapes = _parameter_shapes
     forward = _forward
     backward = _backward
+    parameter_gradients = _parameter_gradients
     check_input = _check_input
     check_state = _check_state
     draw = _draw
@@ -415,6 +424,7 @@ class Recurrent(Layer):
     parameter_shapes = _parameter_shapes
     forward = _forward
     backward = _backward
+    parameter_gradients = _parameter_gradients
     check_input = _check_input
     check_state = _check_state
     draw = _draw

@@ -60,9 +60,10 @@ def run_segments_backward(
     dhs: Array,
     dstate: tuple[Array, ...],
     watch: bool = False,
+    with_dx: bool = True,
     *,
     every: int,
-) -> tuple[Params, Array, tuple[Array, ...], Array | None]:
+) -> tuple[Params, Array | None, tuple[Array, ...], Array | None]:
     """Reverse `run_segments`; as `run_direction_backward`."""
     x, span, drop, starts = saved
     parts = _segments(xp, (x, span, dhs), reverse, every)
@@ -75,14 +76,16 @@ def run_segments_backward(
             so_far, dfinal = carry
             x_part, span_part, dhs_part, start = inputs
             _, _, residuals = run_direction(xp, cell, reverse, p, x_part, start, span_part, drop)
-            found, dx, dstart, norm = run_direction_backward(xp, cell, reverse, p, residuals, dhs_part, dfinal, watch)
+            found, dx, dstart, norm = run_direction_backward(
+                xp, cell, reverse, p, residuals, dhs_part, dfinal, watch, with_dx
+            )
             return ({name: g + found[name] for name, g in so_far.items()}, dstart), (dx, norm)
 
         (grads, dstate), (dx, norm) = scan(xp, segment, (grads, dstate), (*part, begun), reverse=not reverse)
         dinputs.append(dx)
         norms.append(norm)
     order = 1 if reverse else -1
-    dx = _from_segments(xp, dinputs[::order])
+    dx = _from_segments(xp, dinputs[::order]) if with_dx else None
     return grads, dx, dstate, _from_segments(xp, norms[::order]) if watch else None
 
 

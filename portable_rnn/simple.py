@@ -378,7 +378,7 @@ class SimpleRNN:
         # y sees the last h only: its cotangent is that of the final state, and no step has one of its own
         d_last = (self.Why.T @ d_y,)
         xp, p = self.backend.xp, self._as_a_layer()
-        found, *_ = run_direction_backward(xp, CELL, False, p, self._saved, None, d_last)
+        found, *_ = run_direction_backward(xp, CELL, False, p, self._saved, None, d_last, with_dx=False)
         return {"Wxh": found["weight_ih"], "Whh": found["weight_hh"], "bh": found["bias_ih"][:, None]}
 
     def _no_state(self, batch: int) -> Array:

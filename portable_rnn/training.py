@@ -67,7 +67,7 @@ def loss_and_gradients(
     """The loss of a batch and its gradient with respect to every parameter."""
     prediction, _, residuals = network.forward(params, x, None, marks, masks)
     value, dprediction = loss(prediction, y, marks.lengths if network.keeps_time else None)
-    grads, _, _ = network.backward(params, residuals, dprediction, None)
+    grads = network.parameter_gradients(params, residuals, dprediction, None)
     return value, grads
 
 
@@ -102,7 +102,7 @@ def train_step(
     xp = namespace_of(x)
     prediction, final, residuals = network.forward(params, x, state, marks, masks)
     value, dprediction = loss(prediction, y, marks.lengths if network.keeps_time else None)
-    grads, _, _ = network.backward(params, residuals, dprediction, None)
+    grads = network.parameter_gradients(params, residuals, dprediction, None)
     norm = global_norm(grads)
     if clip_norm is not None:
         grads = clip_by_global_norm(grads, clip_norm, norm)

@@ -95,14 +95,14 @@ class BackendUnderTest:
     def apply(self, layer: prnn.Layer, **inputs: Any) -> tuple[Any, Any]:
         """``layer.apply(**inputs)``: (y, final state)."""
         run = _jitted_apply(layer) if self.entry.jitted else layer.apply
-        return self.numpy(run(**self._arrays(inputs)))
+        return self.numpy(run(**self.arrays(inputs)))
 
     def vjp(
         self, layer: prnn.Layer, *, dy: Any = None, dstate: Any = None, **inputs: Any
     ) -> tuple[Any, Any, Any, Any, Any]:
         """``layer.vjp(**inputs)`` and its pullback: (y, final state, dparams, dx, dstate)."""
         run = _jitted_vjp(layer) if self.entry.jitted else functools.partial(_vjp, layer)
-        return self.numpy(run(self._arrays(inputs), *self.array((dy, dstate))))
+        return self.numpy(run(self.arrays(inputs), *self.array((dy, dstate))))
 
     def for_all(self, strategy: st.SearchStrategy[Any]) -> Callable[[Callable[[Any], None]], None]:
         """Decorate a check: it runs at once, on as many examples as this library has the speed for."""
@@ -127,7 +127,8 @@ class BackendUnderTest:
         assert array_api_compat.device(x) == self.target.device
         return prnn.to_numpy(x)
 
-    def _arrays(self, inputs: dict[str, Any]) -> dict[str, Any]:
+    def arrays(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """The arguments of `apply` as arrays of this library."""
         arrays = {name: self.array(v) for name, v in inputs.items() if name != "lengths"}
         lengths = inputs.get("lengths")
         if self.entry.jitted and lengths is not None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cases import OTHERS, RECURRENT, Case, hard_case, random_cases
+from cases import OTHERS, RECURRENT, Case, hard_case, make_case, random_cases
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from reference import Reference
@@ -15,6 +15,8 @@ from trees import flat, inner, mapped, relative_error
 
 import portable_rnn as prnn
 from portable_rnn.execution import sums_in_loop
+from portable_rnn.recurrence import stack_backward
+from portable_rnn.typing import Marks
 
 MARGIN = 1e-3  # how far relu's arguments and Max's candidates must stay from a kink
 # One of each kind, for what JAX takes a second or more to compile; torch.autograd sees them all.
@@ -110,6 +112,53 @@ def test_values_and_gradients_are_equal_across_libraries(backend: Any, name: str
     y, final, pullback = case.layer.vjp(**case.inputs)
     expected = (y, final, *pullback(**case.cotangents))
     assert relative_error(backend.vjp(case.layer, **case.inputs, **case.cotangents), expected) < 1e-12
+
+
+def parameter_gradients(backend: Any, case: Case) -> Any:
+    """Without dx and the cotangent of the state, on the library's arrays."""
+    given, dy, dstate = backend.arrays(case.inputs), backend.array(case.dy), backend.array(case.dstate)
+    x, marks = case.layer._checked(*(given[name] for name in ("params", "x", "state", "lengths", "resets")))
+    _, _, residuals = case.layer.forward(given["params"], x, given["state"], marks, given["masks"])
+    return backend.numpy(case.layer.parameter_gradients(given["params"], residuals, dy, dstate))
+
+
+@pytest.mark.parametrize("name", FEW)
+def test_gradients_of_the_parameters_alone(backend: Any, name: str) -> None:
+    case = hard_case(name)
+    expected, _, _ = case.layer.vjp(**case.inputs)[2](**case.cotangents)
+    found = parameter_gradients(backend, case)
+    assert found.keys() == expected.keys()
+    assert relative_error({key: found[key] for key in expected}, expected) < 1e-12
+
+
+@pytest.mark.parametrize(
+    "layers",
+    [
+        (prnn.Dropout(0.5), prnn.Sequential(prnn.LSTM(3, 4, 2, bidirectional=True)), prnn.Last(), prnn.Linear(8, 2)),
+        (prnn.Sequential(prnn.Mean(), prnn.Linear(3, 2)), prnn.Linear(2, 2)),
+        (prnn.Dropout(0.5), prnn.Last()),
+    ],
+    ids=["first without any", "nested", "none at all"],
+)
+def test_gradients_of_a_networks_parameters_alone(layers: Any, numpy_backend: Any) -> None:
+    case = make_case(prnn.Sequential(*layers), (4, 5, 3), lengths=[5, 2, 0, 3])
+    expected, _, _ = case.layer.vjp(**case.inputs)[2](**case.cotangents)
+    found = parameter_gradients(numpy_backend, case)
+    assert list(found) == list(expected)
+    assert relative_error(found, expected) < 1e-13
+
+
+def test_a_recurrent_layer_leaves_dx_out_where_nobody_wants_it() -> None:
+    case = make_case(prnn.GRU(2, 3, 2, bidirectional=True), (4, 5, 2))
+    for every in (None, 2):
+        layer = dataclasses.replace(case.layer, recompute_every=every)
+        _, _, residuals = layer.forward(case.params, case.x, None, Marks(), None)
+        arguments = (case.params, residuals, case.dy, None)
+        expected, dx, _, _ = stack_backward(*arguments, layer=layer)
+        found, nothing, _, _ = stack_backward(*arguments, layer=layer, with_dx=False)
+        assert dx.shape == case.x.shape
+        assert nothing is None
+        assert relative_error(found, expected) < 1e-14
 
 
 @pytest.mark.parametrize("name", FEW)
