@@ -77,7 +77,7 @@ def compiled(program: Program) -> Any:
     return tuple(carry), outputs
 
 
-SHARED_BY = ("one thread", "columns", "columns, sums by rows", "rows")
+SHARED_BY = ("one thread", "columns", "columns, sums by rows", "rows", "rows, which are vectors")
 
 
 def share(by: str, patch: pytest.MonkeyPatch) -> None:
@@ -86,13 +86,15 @@ def share(by: str, patch: pytest.MonkeyPatch) -> None:
     Vectors hold two numbers, so that small arrays have full ones, a last one that is not, and several for each thread;
     four where threads are to share rows, which they do up to twice as many columns.
     """
-    patch.setattr(machine_loops, "vector_lanes", lambda dtype, batch: 4 if by == "rows" else 2)
+    rows, vectors = by.startswith("rows"), by.endswith("vectors")
+    patch.setattr(machine_loops, "vector_lanes", lambda dtype, batch: 4 if rows else 2)
+    patch.setattr(machine_loops, "takes_rows", lambda dtype, columns: vectors and columns > 1)
     for module in (machine_loops, workers):
         patch.setattr(module, "threads", lambda: 1 if by == "one thread" else 3)
     patch.setattr(workers, "_workers", workers._Workers())
     patch.setattr(machine_loops, "_WORTH_A_THREAD", 0)
     patch.setattr(machine_loops, "_LINE", 16)
-    patch.setattr(machine_loops, "_WORTH_WAITING", 0 if by == "rows" else 1 << 60)
+    patch.setattr(machine_loops, "_WORTH_WAITING", 0 if rows else 1 << 60)
     patch.setattr(workspace, "_COLLECTED", 5)
     patch.setattr(machine_loops, "_OWN_SUMS", 0 if by == "columns, sums by rows" else 1 << 20)
     patch.setattr(machine_loops, "_FEWEST", 1)

@@ -99,6 +99,27 @@ def test_product_with_one_column_and_totals(dtype: str, lanes: int, rows: int, i
     assert out[rows] == 7
 
 
+@pytest.mark.parametrize("columns", [2, 3, 4, 5, 8, 12, 13, 20, 27])
+@pytest.mark.parametrize(("rows", "inner"), [(1, 1), (64, 7), (33, 40), (200, 3), (256, 129)])
+@pytest.mark.parametrize(("dtype", "lanes"), KINDS)
+def test_product_with_few_columns(dtype: str, lanes: int, rows: int, inner: int, columns: int) -> None:
+    rng = np.random.default_rng(3)
+    left, right = (rng.standard_normal(shape).astype(dtype) for shape in ((rows, inner), (inner, columns + 3)))
+    routines = matrices.routines(dtype, lanes)
+    few = routines.few(columns)
+    length = few.tile_rows
+    panels = np.full((-(-rows // length), inner, length), np.nan, dtype)
+    call("panels", dtype, lanes, left, inner, 1, panels, inner * length, length, rows, inner)
+    padded = np.full((len(panels) * length, inner), np.nan, dtype)
+    padded[:rows] = left
+    np.testing.assert_array_equal(panels, padded.reshape(-1, length, inner).transpose(0, 2, 1))
+    out = np.full((rows + 1, columns), 7, dtype)
+    few.function(address(panels), address(right), columns + 3, address(out), rows, inner)
+    exact = left.astype("float64") @ right[:, :columns].astype("float64")
+    np.testing.assert_allclose(out[:rows], exact, rtol=0, atol=tolerance(dtype, inner))
+    assert (out[rows] == 7).all()
+
+
 @pytest.mark.parametrize(("rows", "inner", "columns"), SHAPES)
 @pytest.mark.parametrize(("dtype", "lanes"), KINDS)
 def test_transpose_and_panels(dtype: str, lanes: int, rows: int, inner: int, columns: int) -> None:
@@ -111,7 +132,8 @@ def test_transpose_and_panels(dtype: str, lanes: int, rows: int, inner: int, col
     def panels_of(matrix: np.ndarray) -> np.ndarray:
         found = np.full_like(as_panels(matrix, lanes), np.nan)
         strides = [stride // matrix.itemsize for stride in matrix.strides]
-        call("panels", dtype, lanes, matrix, *strides, found, found[0].size, *matrix.shape)
+        height = found.shape[2]
+        call("panels", dtype, lanes, matrix, *strides, found, found[0].size, height, *matrix.shape)
         return found
 
     for matrix in (x, np.asfortranarray(x)):

@@ -56,6 +56,8 @@ class _LoopWriter:
         self.stages, self.shapes, self.booleans = stages, form.shapes, form.booleans
         self.single, self.by_rows, self.own_sums = form.single, form.by_rows, form.own_sums
         self.routines = routines(form.dtype, form.lanes)
+        self.few = self.routines.few(form.few) if form.few else None
+        self.panel_rows = self.few.tile_rows if self.few else self.routines.tile_rows  # of weights
         self.words = words_of(stages)
         self.e = Emitter(ir.Module(), "loop_of_stages", ["words"], form.dtype, form.lanes)
         self.word: dict[str, Any] = {}
@@ -74,15 +76,15 @@ class _LoopWriter:
 
     def _lay_weights_out(self) -> None:
         """The left sides of the products as panels, of which each thread writes some."""
-        e, word, height = self.e, self.word, self.routines.tile_rows
+        e, word, height = self.e, self.word, self.panel_rows
         self.counted = e.word(0)
         for left, transposed, rows, inner in matrices_of(self.stages):
             name = panels_of(left, transposed)
-            start, stop = self._share(rows)
+            start, stop = self._share(rows, height)
             source = e.address(word[f"{name}_of"], e.times(start, word[f"{name}_row"]))
             to = e.address(word[name], e.times(start, inner))
             distances = word[f"{name}_row"], word[f"{name}_column"]
-            self._call("panels", source, *distances, to, inner * height, e.minus(stop, start), inner)
+            self._call("panels", source, *distances, to, inner * height, height, e.minus(stop, start), inner)
         self._wait()
 
     def _write_steps(self, carried: dict[str, Any]) -> None:
@@ -118,15 +120,15 @@ class _LoopWriter:
         self.counted = self.e.plus(self.counted, self.word["parts"])
         self.e.wait_for_others(self.word["counter"], self.counted)
 
-    def _own(self, rows: int) -> tuple[Any, Any]:
-        """(start, stop) of the rows of a stage that this thread takes of so many."""
-        return self._share(rows) if self.by_rows else (0, rows)
+    def _own(self, rows: int, together: int | None = None) -> tuple[Any, Any]:
+        """(start, stop) of the rows of a stage that this thread takes of so many; some of them stay together."""
+        return self._share(rows, together) if self.by_rows else (0, rows)
 
-    def _share(self, rows: int) -> tuple[Any, Any]:
+    def _share(self, rows: int, together: int | None = None) -> tuple[Any, Any]:
         e, part, parts = self.e, self.word["part"], self.word["parts"]
 
         def bound(k: Any) -> Any:
-            return e.rounded_down(e.builder.sdiv(e.times(k, rows), parts), self.routines.tile_rows)
+            return e.rounded_down(e.builder.sdiv(e.times(k, rows), parts), together or self.routines.tile_rows)
 
         last = e.builder.icmp_signed("==", e.plus(part, 1), parts)
         return bound(part), e.builder.select(last, e.word(rows), bound(e.plus(part, 1)))
@@ -193,13 +195,16 @@ class _LoopWriter:
         if stage.right.base in self.booleans:
             raise Untraceable("a product of booleans")
         e, inner = self.e, stage.right.rows
-        start, stop = self._own(stage.out.rows)
+        start, stop = self._own(stage.out.rows, self.panel_rows)
         panels = e.address(
             self.word[panels_of(stage.left, stage.transposed)], e.times(start, inner)
         )  # a panel is as large as its rows
         out, rows = e.address(out, e.times(start, out_row)), e.minus(stop, start)
         if self.single:
             self._call("column_product", panels, right, out, rows, inner)
+            return
+        if self.few is not None:
+            e.call(self.few.name, panels, right, right_row, out, rows, inner)
             return
         size, together = self.routines.tile_rows * inner, self.routines.tile_columns
         width = self.word["width"]
@@ -303,7 +308,7 @@ class _LoopWriter:
             start, stop = self._own(place.rows)
             to = e.plus(e.times(start, word["capacity"]), e.times(column, height))
             source, to = e.address(source, e.times(start, row)), e.address(word[f"left{number}"], to)
-            self._call("panels", source, row, 1, to, panel, e.minus(stop, start), width)
+            self._call("panels", source, row, 1, to, panel, height, e.minus(stop, start), width)
         for number, place in enumerate(rights):
             self._collect_right(place, word[f"right{number}"], column, width)
         now = e.plus(filled, together)

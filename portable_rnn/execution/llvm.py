@@ -272,6 +272,12 @@ class Emitter:
 
     # ------------------------------------------------------------------ memory
 
+    def local(self, count: int) -> Any:
+        """The address of memory for so many numbers, while the function runs; asked for where it begins."""
+        place = self.builder.alloca(self.number, self.word(count))
+        place.align = 64
+        return self.builder.ptrtoint(place, self.word)
+
     def address(self, base: Any, index: Any, size: int | None = None) -> Any:
         """Of element `index` of an array at `base`."""
         return self.plus(base, self.times(index, size or self.number_bytes))

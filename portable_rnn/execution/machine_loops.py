@@ -15,7 +15,7 @@ from . import reuse
 from .compiled import compiled_loop, vector_lanes
 from .dialects import dialect
 from .kernels import make_stages
-from .matrices import routines
+from .matrices import routines, takes_rows
 from .nests import expression
 from .recording import Arguments, Programs, hoisting, outputs_over_time, recorded
 from .stages import RowSum
@@ -71,10 +71,12 @@ class CompiledProgram:
         self.routines = routines(dtype, lanes)
         shapes = {name: value.shape for name, value in inputs.items()}
         self.own_sums = not self.by_rows and self.sum_ends[-1] <= _OWN_SUMS
-        form = Form(shapes, booleans, dtype, lanes, self.batch == 1, self.by_rows, self.own_sums)
+        self.lanes = max(lanes, _LINE // self.dtype.itemsize)  # of a thread at least: none writes to another's line
+        whole = self.by_rows or self.batch <= self.lanes  # every thread takes all columns
+        self.few = self.batch if whole and takes_rows(dtype, self.batch) else 0
+        form = Form(shapes, booleans, dtype, lanes, self.batch == 1, self.by_rows, self.few, self.own_sums)
         self.name, self.function, words = compiled_loop(stages, form)
         self.index = {name: k for k, name in enumerate(words)}
-        self.lanes = max(lanes, _LINE // self.dtype.itemsize)  # of a thread at least: none writes to another's line
         self.reads = self._find_reads(inputs, booleans, self.constants)
         forms = self.stack_forms(0)
         # of the stacks that stages write to: number, carry, bytes of a number
@@ -223,10 +225,11 @@ class CompiledProgram:
         self, shares: list[tuple[int, int]], capacities: list[int]
     ) -> dict[tuple[str, int | None], int]:
         """Numbers of the memory that a run needs beside arrays, by its word and the thread it belongs to, or None."""
-        panels, height, most = self.routines.panels, self.routines.tile_rows, self.routines.tile_columns
+        height, most = self.routines.tile_rows, self.routines.tile_columns
+        length = self.routines.few(self.few).tile_rows if self.few else height
         sizes: dict[tuple[str, int | None], int] = {}
         for name, transposed, rows, inner in self.matrices:
-            sizes[panels_of(name, transposed), None] = panels(rows) * height * inner
+            sizes[panels_of(name, transposed), None] = -(-rows // length) * length * inner
         for kind, places in self.collected.items():
             for k, place in enumerate(places):
                 size = height if kind == "left" else min(most, place.rows)

@@ -13,12 +13,13 @@ from __future__ import annotations
 import functools
 from typing import Any, NamedTuple
 
-from .llvm import Emitter, compiled, machine
+from .llvm import NUMBER_BYTES, Emitter, compiled, machine
 
-__all__ = ["Routines", "routines"]
+__all__ = ["FewColumns", "Routines", "routines", "takes_rows"]
 
 _IN_CACHE = 1 << 16  # numbers of a left matrix which are taken for one tile's columns after the other
 _VECTORS = 3  # of a tile
+_FEW = 1.15  # what a product with few columns takes of the time of one whose vectors are full, for each column
 _INNER = 512  # of K that are taken at once: so many rows of the right side stay in the cache
 
 
@@ -38,7 +39,9 @@ class Routines:
     def __init__(self, dtype: str, lanes: int, tile_rows: int) -> None:
         from llvmlite import ir
 
+        self.dtype, self.lanes = dtype, lanes
         self.tile_rows, self.tile_columns = tile_rows, _VECTORS * lanes
+        self._few: dict[int, FewColumns] = {}
         kinds = {
             "product": _write_product,
             "column_product": _write_column_product,
@@ -52,9 +55,44 @@ class Routines:
             write(module, self.names[kind], dtype, lanes, self.tile_rows)
         self.functions = compiled(str(module))
 
-    def panels(self, rows: int) -> int:
-        """How many a matrix of so many rows has."""
-        return -(-rows // self.tile_rows)
+    def few(self, columns: int) -> FewColumns:
+        """The product with so many columns, compiled at first use."""
+        if columns not in self._few:
+            self._few[columns] = FewColumns(self, columns)
+        return self._few[columns]
+
+
+class FewColumns:
+    """A product with few columns.
+
+    Attributes
+    ----------
+    columns : int
+    lanes, vectors : int
+        Numbers in a vector, and vectors in a tile.
+    tile_rows : int
+        Rows of a panel of its left side.
+    name : str
+        Of the function.
+    """
+
+    def __init__(self, others: Routines, columns: int) -> None:
+        from llvmlite import ir
+
+        self.columns = columns
+        self.lanes = machine().vector_bytes // NUMBER_BYTES[others.dtype]
+        self.vectors = 4 if columns < 4 else 2  # enough sums that none waits for the one before
+        self.tile_rows = self.vectors * self.lanes
+        self.name = f"few_{columns}_{_name('product', others.dtype, others.lanes, others.tile_rows)}"
+        module = ir.Module()
+        _write_few_product(module, self.name, others.dtype, others.lanes, others.tile_rows, self)
+        self.function = compiled(str(module))[self.name]
+
+
+def takes_rows(dtype: str, columns: int) -> bool:
+    """Whether a product with so many columns is faster with vectors of rows than with vectors of columns."""
+    lanes = machine().vector_bytes // NUMBER_BYTES[dtype]
+    return columns > 1 and _FEW * columns < -(-columns // lanes) * lanes
 
 
 def _name(kind: str, dtype: str, lanes: int, height: int) -> str:
@@ -192,14 +230,76 @@ def _write_column_product(module: Any, name: str, dtype: str, lanes: int, height
     e.finish()
 
 
+def _write_few_product(module: Any, name: str, dtype: str, lanes: int, height: int, few: FewColumns) -> None:
+    """``out = left @ right`` for few columns, known beforehand: vectors are of rows, since columns don't fill one.
+
+    Arguments: left, the panels; right (inner, columns) with its row length; out (rows, columns); rows, inner.
+    """
+    wide, vectors, columns, length = few.lanes, few.vectors, few.columns, few.tile_rows
+    e = Emitter(module, name, ["left", "right", "right_row", "out", "rows", "inner"], dtype, wide)
+    a, size = e.arguments, e.number_bytes
+    tile = e.local(length * columns)
+    with e.loop(0, a["rows"], length) as (row, _):
+        panel, some = e.address(a["left"], e.times(row, a["inner"])), e.smaller(length, e.minus(a["rows"], row))
+        out = e.address(a["out"], e.times(row, columns))
+        sums: dict[tuple[int, int], Any] = {}
+        count = -(-columns // (_VECTORS * height // vectors))  # of parts, each of as many columns as the registers hold
+        for part in range(count):
+            own = range(part * columns // count, (part + 1) * columns // count)
+            zeros = {f"s{j}_{v}": e.constant(0) for j in own for v in range(vectors)}
+            with e.loop(0, a["inner"], 1, left=panel, right=a["right"], **zeros) as (_, at):
+                weights = [e.load(e.address(at.left, v * wide)) for v in range(vectors)]
+                for j in own:
+                    number = e.spread(e.load_number(e.address(at.right, j)))
+                    for v, weight in enumerate(weights):
+                        setattr(at, f"s{j}_{v}", e.multiply_add(weight, number, getattr(at, f"s{j}_{v}")))
+                at.left, at.right = e.plus(at.left, length * size), e.plus(at.right, e.times(a["right_row"], size))
+            sums |= {(j, v): getattr(at, f"s{j}_{v}") for j in own for v in range(vectors)}
+        transpose = _name("transpose", dtype, lanes, height)
+        full = e.equal(some, length) if columns in (2, 4) else e.bit(0)
+        with e.builder.if_else(full) as (all_of_it, otherwise):
+            with all_of_it:
+                if columns in (2, 4):
+                    _put_interleaved(e, sums, few, out)
+            with otherwise:
+                _put_by_transposing(e, sums, few, tile, out, some, transpose)
+    e.finish()
+
+
+def _put_interleaved(e: Emitter, sums: Any, few: FewColumns, out: Any) -> None:
+    """Columns as vectors to the rows of an output, which are as many as a panel has."""
+    for v in range(few.vectors):
+        for i, line in enumerate(_interleaved(e, [sums[j, v] for j in range(few.columns)])):
+            e.store(line, e.address(out, (v * few.columns + i) * few.lanes))
+
+
+def _put_by_transposing(e: Emitter, sums: Any, few: FewColumns, tile: Any, out: Any, rows: Any, transpose: str) -> None:
+    """Columns as vectors to so many rows of an output."""
+    for (j, v), value in sums.items():
+        e.store(value, e.address(tile, j * few.tile_rows + v * few.lanes))
+    e.call(transpose, tile, few.tile_rows, out, few.columns, few.columns, rows)
+
+
+def _interleaved(e: Emitter, lines: list[Any]) -> list[Any]:
+    """The first numbers of each of the vectors, two or four or so, then the second ones, and so on."""
+    index, lanes = e.ir.IntType(32), lines[0].type.count
+    halves = [
+        e.ir.Constant(e.vector(index, lanes), [k for pair in range(lanes // 2) for k in (s + pair, s + pair + lanes)])
+        for s in (0, lanes // 2)
+    ]
+    for _ in range(len(lines).bit_length() - 1):  # each time a perfect shuffle
+        pairs = zip(lines[: len(lines) // 2], lines[len(lines) // 2 :], strict=True)
+        lines = [e.builder.shuffle_vector(p, q, half) for p, q in pairs for half in halves]
+    return lines
+
+
 def _write_transpose(module: Any, name: str, dtype: str, lanes: int, height: int) -> None:
     """``out[c, r] = x[r, c]``. Arguments: x (rows, columns) with its row length; out with its own; rows, columns.
 
     By squares of `height` rows, whose transpose is three (or two) times a perfect shuffle of their rows.
     """
     e = Emitter(module, name, ["x", "x_row", "out", "out_row", "rows", "columns"], dtype, lanes)
-    a, b = e.arguments, e.builder
-    index = e.ir.IntType(32)
+    a = e.arguments
 
     def x_at(row: Any, column: Any) -> Any:
         return e.address(a["x"], e.plus(e.times(row, a["x_row"]), column))
@@ -211,20 +311,11 @@ def _write_transpose(module: Any, name: str, dtype: str, lanes: int, height: int
         with e.loop(first, last) as (column, _), e.loop(row, row_end) as (r, _):
             e.store_number(e.load_number(x_at(r, column)), out_at(column, r))
 
-    halves = [
-        e.ir.Constant(
-            e.vector(index, height), [k for pair in range(height // 2) for k in (s + pair, s + pair + height)]
-        )
-        for s in (0, height // 2)
-    ]
     rows, columns = e.rounded_down(a["rows"], height), e.rounded_down(a["columns"], height)
     with e.loop(0, rows, height) as (row, _):
         with e.loop(0, columns, height) as (column, _):
             square = [e.load(x_at(e.plus(row, i), column), lanes=height) for i in range(height)]
-            for _ in range(height.bit_length() - 1):
-                pairs = zip(square[: height // 2], square[height // 2 :], strict=True)
-                square = [b.shuffle_vector(p, q, half) for p, q in pairs for half in halves]
-            for i, line in enumerate(square):
+            for i, line in enumerate(_interleaved(e, square)):
                 e.store(line, out_at(e.plus(column, i), row))
         one_by_one(columns, a["columns"], row, e.plus(row, height))
     one_by_one(0, a["columns"], rows, a["rows"])
@@ -232,28 +323,30 @@ def _write_transpose(module: Any, name: str, dtype: str, lanes: int, height: int
 
 
 def _write_panels(module: Any, name: str, dtype: str, lanes: int, height: int) -> None:
-    """A matrix as panels.
+    """A matrix as panels, of `height` rows or of a multiple of that.
 
-    Arguments: x, the distance of its rows and of its columns, of which one is 1; out; panel_size; rows, columns.
+    Arguments: x, the distance of its rows and of its columns, of which one is 1; out; panel_size; panel_rows; rows,
+    columns.
     """
-    words = ["x", "x_row", "x_column", "out", "panel_size", "rows", "columns"]
+    words = ["x", "x_row", "x_column", "out", "panel_size", "panel_rows", "rows", "columns"]
     e = Emitter(module, name, words, dtype, lanes)
     a, b = e.arguments, e.builder
     with e.loop(0, a["rows"], height) as (row, _):
         source = e.address(a["x"], e.times(row, a["x_row"]))
-        panel = e.address(a["out"], e.times(b.sdiv(row, e.word(height)), a["panel_size"]))
+        before = e.times(b.sdiv(row, a["panel_rows"]), a["panel_size"])
+        panel = e.address(a["out"], e.plus(before, b.srem(row, a["panel_rows"])))
         some = e.smaller(height, e.minus(a["rows"], row))
         across = b.icmp_signed("==", a["x_column"], e.word(1))
         with b.if_else(across) as (then, otherwise):
             with then:
                 transpose = _name("transpose", dtype, lanes, height)
-                e.call(transpose, source, a["x_row"], panel, height, some, a["columns"])
+                e.call(transpose, source, a["x_row"], panel, a["panel_rows"], some, a["columns"])
             with otherwise:
                 full = b.icmp_signed("==", some, e.word(height))
                 with e.loop(0, a["columns"]) as (column, _):
                     line, to = (
                         e.address(start, e.times(column, length))
-                        for start, length in ((source, a["x_column"]), (panel, height))
+                        for start, length in ((source, a["x_column"]), (panel, a["panel_rows"]))
                     )
                     with b.if_else(full) as (all_of_it, part):
                         with all_of_it:

@@ -26,6 +26,8 @@ class Form(NamedTuple):
         A batch of one column.
     by_rows : bool
         Threads share the rows of each stage, not the columns; there is no `RowSum` then.
+    few : int
+        So many columns are the whole batch for each thread, and products take vectors of rows; or 0.
     own_sums : bool
         Each thread adds up the sums over time of its own columns, elsewhere. Otherwise each adds up some of their rows.
     """
@@ -36,6 +38,7 @@ class Form(NamedTuple):
     lanes: int
     single: bool
     by_rows: bool
+    few: int
     own_sums: bool
 
 
