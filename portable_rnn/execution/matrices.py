@@ -19,7 +19,7 @@ __all__ = ["FewColumns", "Routines", "routines", "takes_rows"]
 
 _IN_CACHE = 1 << 16  # numbers of a left matrix which are taken for one tile's columns after the other
 _VECTORS = 3  # of a tile
-_FEW = 1.15  # what a product with few columns takes of the time of one whose vectors are full, for each column
+_FEW = 1.1  # what a product with few columns takes of the time of one whose vectors are full, for each column
 _INNER = 512  # of K that are taken at once: so many rows of the right side stay in the cache
 
 
