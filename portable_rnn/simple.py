@@ -26,7 +26,7 @@ from .direction import Span, run_direction, run_direction_backward
 from .errors import InputError, NonFiniteError
 from .execution import records
 from .layer import random_generator
-from .namespace import Backend, device_of, from_host, is_array, namespace_of, to_numpy
+from .namespace import Backend, device_of, from_host, is_array, namespace_of, to_numpy, zeros_beside
 from .namespace import backend as as_backend
 from .typing import Array, Params
 
@@ -382,7 +382,7 @@ class SimpleRNN:
         return {"Wxh": found["weight_ih"], "Whh": found["weight_hh"], "bh": found["bias_ih"][:, None]}
 
     def _no_state(self, batch: int) -> Array:
-        return self.backend.xp.zeros((self.hidden_size, batch), dtype=self.backend.dtype, device=self.backend.device)
+        return zeros_beside(self.bh, (self.hidden_size, batch))
 
     def _descend(self, steps: Params) -> None:
         for name, step in steps.items():
