@@ -26,7 +26,7 @@ from trees import flat, mapped, relative_error
 
 import portable_rnn as prnn
 from portable_rnn import execution
-from portable_rnn.execution import llvm, machine_loops, workers
+from portable_rnn.execution import llvm, machine_loops, reuse, workers
 from portable_rnn.execution.words import Form
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("llvmlite") is None, reason="llvmlite is not installed")
@@ -78,6 +78,23 @@ def test_every_cell_gives_what_the_plan_gives(name: str, by: str, turn_on: Any) 
     got = run(case)
     assert ran == [True] * 4  # two directions, forward and backward
     assert relative_error(got, expected) < 1e-11
+
+
+@pytest.mark.parametrize("by", SHARED_BY)
+@pytest.mark.parametrize("name", ["lstm-everything", "gru-before-clipped", "layer-norm-lstm"])
+def test_what_memory_held_before_is_not_seen(name: str, by: str, turn_on: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    case = both_directions(name)
+    expected = run(case)
+    turn_on(by)
+
+    def full_of_nan(shape: Any, dtype: Any) -> Any:
+        memory = np.empty(shape, dtype)
+        memory.view(np.uint8)[...] = 255  # as a number, it is none
+        return memory
+
+    monkeypatch.setattr(reuse, "empty", full_of_nan)
+    assert np.isnan(full_of_nan((1,), "float32")).all()
+    assert relative_error(run(case), expected) < 1e-11
 
 
 @pytest.mark.parametrize("name", CELLS)
@@ -285,18 +302,15 @@ def test_several_threads_at_once(by: str, turn_on: Any) -> None:
     assert np.max(errors) < 1e-13  # as many threads as are free share the sums
 
 
-@pytest.mark.parametrize("rouse", [False, True])
 @pytest.mark.parametrize("by", ["columns", "rows, which are vectors"])
-def test_threads_that_fell_asleep(by: str, rouse: bool, turn_on: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Between loops each sleeps, or has just been woken, or looks for work, or is about to sleep."""
+def test_threads_that_fell_asleep(by: str, turn_on: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between loops each sleeps, or looks for work, or is about to sleep."""
     turn_on(by)
     monkeypatch.setattr(workers, "_TURNS", 20)
     case = cases.make_case(prnn.LSTM(2, 3), (7, 9, 2))
     expected = run(case)
     states = set()
-    for k in range(60):
-        if rouse and k % 3 == 0:
-            workers.rouse(2)
+    for k in range(100):
         time.sleep((k % 10) * 5e-5)
         states |= set(workers._workers.states[:2].tolist())
         assert relative_error(run(case), expected) < 1e-14

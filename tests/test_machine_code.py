@@ -94,8 +94,12 @@ def test_product_with_one_column_and_totals(dtype: str, lanes: int, rows: int, i
     np.testing.assert_allclose(out[:rows], exact, rtol=0, atol=tolerance(dtype, inner))
     assert out[rows] == 7
     out = np.full(rows + 1, 7, dtype)
-    call("add_totals", dtype, lanes, panels, panels[0].size, out, rows, inner)
-    np.testing.assert_allclose(out[:rows], 7 + left.astype("float64").sum(1), rtol=0, atol=2 * tolerance(dtype, inner))
+    out[0] = np.nan
+    totals = left.astype("float64").sum(1)
+    for adding in (0, 1):
+        call("totals", dtype, lanes, panels, panels[0].size, out, rows, inner, adding)
+        expected = (1 + adding) * totals
+        np.testing.assert_allclose(out[:rows], expected, rtol=0, atol=2 * tolerance(dtype, inner))
     assert out[rows] == 7
 
 

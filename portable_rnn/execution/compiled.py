@@ -89,7 +89,8 @@ class _LoopWriter:
 
     def _write_steps(self, carried: dict[str, Any]) -> None:
         e = self.e
-        with e.loop(0, self.word["steps"], 1, filled=e.word(0), counted=self.counted, **carried) as (k, at):
+        none = e.word(0)
+        with e.loop(0, self.word["steps"], 1, filled=none, adding=none, counted=self.counted, **carried) as (k, at):
             self.counted = at.counted
             backwards = e.minus(e.minus(self.word["steps"], 1), k)
             t = e.builder.select(e.builder.icmp_signed("!=", self.word["reverse"], e.word(0)), backwards, k)
@@ -103,7 +104,7 @@ class _LoopWriter:
             if self.stages.terms:
                 if self.by_rows:
                     self._wait()
-                at.filled = self._collect(k, at.filled)
+                at.filled, at.adding = self._collect(k, at.filled, at.adding)
             if self.by_rows:
                 self._wait()
             at.counted = self.counted
@@ -294,8 +295,11 @@ class _LoopWriter:
 
     # ------------------------------------------------------------------ sums over time
 
-    def _collect(self, k: Any, filled: Any) -> Any:
-        """Put this step's columns beside those of earlier ones; when they are full, add their product to the sums."""
+    def _collect(self, k: Any, filled: Any, adding: Any) -> tuple[Any, Any]:
+        """Put this step's columns beside those of earlier ones; when they are full, add their product to the sums.
+
+        The first product becomes the sums: what stands there before may be anything.
+        """
         e, word = self.e, self.word
         width = 1 if self.single else word["width"]
         together = width if self.single or self.own_sums else word["batch"]  # columns of a step in one collection
@@ -322,24 +326,25 @@ class _LoopWriter:
             for number, term in enumerate(self.stages.terms):
                 left = word[f"left{lefts.index(term.left)}"]
                 right = word[f"right{rights.index(term.right)}"] if term.right is not None else None
-                self._add_term(term, left, panel, right, word[f"sum{number}"], now)
+                self._add_term(term, left, panel, right, word[f"sum{number}"], now, adding)
             if not self.own_sums:
                 self._wait()
         waits = 0 if self.own_sums else e.builder.select(flush, e.times(word["parts"], 2), e.word(0))
         self.counted = e.plus(before, waits)
-        return e.builder.select(flush, e.word(0), now)
+        return e.builder.select(flush, e.word(0), now), e.builder.select(flush, e.word(1), adding)
 
-    def _add_term(self, term: Term, left: Any, panel: Any, right: Any, out: Any, columns: Any) -> None:
-        """Add what so many collected columns give of a term."""
-        e, rows = self.e, term.left.rows
-        start, stop = (0, e.word(rows)) if self.own_sums else self._share(rows)
+    def _add_term(self, term: Term, left: Any, panel: Any, right: Any, out: Any, columns: Any, adding: Any) -> None:
+        """What so many collected columns give of a term, added to its sum or, at first, in place of it."""
+        e, all_rows = self.e, term.left.rows
+        start, stop = (0, e.word(all_rows)) if self.own_sums else self._share(all_rows)
+        rows = e.minus(stop, start)
         length = term.right.rows if term.right is not None else 1
         left, out = e.address(left, e.times(start, self.word["capacity"])), e.address(out, e.times(start, length))
         if term.right is None:
-            self._call("add_totals", left, panel, out, e.minus(stop, start), columns)
+            self._call("totals", left, panel, out, rows, columns, adding)
             return
         row, distance = self._right_panels(length)
-        self._call("product", left, panel, right, row, distance, out, length, e.minus(stop, start), columns, length, 1)
+        self._call("product", left, panel, right, row, distance, out, length, rows, columns, length, adding)
 
     def _right_panels(self, rows: int) -> tuple[int, Any]:
         """Row length of the panels in which so many rows of a step are collected for a right side; their distance."""

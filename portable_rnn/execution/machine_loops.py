@@ -21,7 +21,7 @@ from .recording import Arguments, Programs, hoisting, outputs_over_time, recorde
 from .stages import RowSum
 from .tracing import Graph, Untraceable
 from .words import Form, collected, matrices_of, panels_of
-from .workers import rouse, several, threads
+from .workers import several, threads
 from .workspace import CARRY, SHARED, XS, Read, Workspace, address_of
 
 __all__ = ["CompiledProgram", "Memory", "compiled_scan", "programs"]
@@ -146,11 +146,8 @@ class CompiledProgram:
         self, xp: Any, carry: list[Any], xs: list[Any], shared: list[Any], *, reverse: bool
     ) -> tuple[list[Any], Any, Any]:
         """(leaves of the final carry, nest of the outputs, nest of the sums)."""
-        most = self._threads(xs)
-        if most > 1:
-            rouse(most - 1)
         stacks = [reuse.empty(*form) for form in self.stack_forms(xs[0].shape[0])]
-        memory = Memory(stacks, np.zeros(self.sum_ends[-1], self.dtype))
+        memory = Memory(stacks, reuse.empty((self.sum_ends[-1],), self.dtype))
         ends = self.compute(carry, xs, shared, memory, reverse=reverse)
         return self.results(xp, carry, xs, memory, ends, reverse=reverse)
 
@@ -168,16 +165,12 @@ class CompiledProgram:
     def compute(
         self, carry: list[Any], xs: list[Any], shared: list[Any], memory: Memory, *, reverse: bool
     ) -> dict[int, Any]:
-        """Run the loop over NumPy arrays; `memory.sums` is zero. Returns the carries of `end_forms`."""
-        most = self._threads(xs)
+        """Run the loop over NumPy arrays. Returns the carries of `end_forms`."""
+        most = threads() if self.multiplications * xs[0].shape[0] >= _WORTH_A_THREAD else 1
         if most == 1:
             return self._compute(1, carry, xs, shared, memory, reverse)
         with several(most) as count:
             return self._compute(count, carry, xs, shared, memory, reverse)
-
-    def _threads(self, xs: list[Any]) -> int:
-        """As many as it is worth to use."""
-        return threads() if self.multiplications * xs[0].shape[0] >= _WORTH_A_THREAD else 1
 
     def _compute(
         self, most: int, carry: list[Any], xs: list[Any], shared: list[Any], memory: Memory, reverse: bool

@@ -33,7 +33,7 @@ class Routines:
     tile_columns : int
         C, the columns of a panel of a right matrix (K, N), which holds those from C * p, as (K, C).
     names : dict of str to str
-        Of "product", "column_product", "transpose", "panels", "add_totals".
+        Of "product", "column_product", "transpose", "panels", "totals".
     """
 
     def __init__(self, dtype: str, lanes: int, tile_rows: int) -> None:
@@ -47,7 +47,7 @@ class Routines:
             "column_product": _write_column_product,
             "transpose": _write_transpose,
             "panels": _write_panels,
-            "add_totals": _write_add_totals,
+            "totals": _write_totals,
         }
         self.names = {kind: _name(kind, dtype, lanes, self.tile_rows) for kind in kinds}
         module = ir.Module()
@@ -356,10 +356,14 @@ def _write_panels(module: Any, name: str, dtype: str, lanes: int, height: int) -
     e.finish()
 
 
-def _write_add_totals(module: Any, name: str, dtype: str, lanes: int, height: int) -> None:
-    """``out += sum(left, axis=1)``. Arguments: left, the panels; panel_size; out (rows,); rows, inner."""
-    e = Emitter(module, name, ["left", "panel_size", "out", "rows", "inner"], dtype, lanes)
+def _write_totals(module: Any, name: str, dtype: str, lanes: int, height: int) -> None:
+    """``out = sum(left, axis=1)``, or ``out += sum(left, axis=1)``.
+
+    Arguments: left, the panels; panel_size; out (rows,); rows, inner; and whether to add.
+    """
+    e = Emitter(module, name, ["left", "panel_size", "out", "rows", "inner", "adding"], dtype, lanes)
     a, b = e.arguments, e.builder
+    adding = b.icmp_signed("!=", a["adding"], e.word(0))
     with e.loop(0, a["rows"], height) as (row, _):
         panel = e.address(a["left"], e.times(b.sdiv(row, e.word(height)), a["panel_size"]))
         zero = e.constant(0, height)
@@ -368,6 +372,6 @@ def _write_add_totals(module: Any, name: str, dtype: str, lanes: int, height: in
         for i in range(height):
             with e.when(e.less(e.plus(row, i), a["rows"])):
                 place = e.address(a["out"], e.plus(row, i))
-                so_far = e.load_number(place)
+                so_far = b.select(adding, e.load_number(place), e.number(0.0))
                 e.store_number(b.fadd(so_far, b.extract_element(at.total, e.ir.IntType(32)(i))), place)
     e.finish()

@@ -21,7 +21,7 @@ import numpy as np
 
 from .llvm import Emitter, compiled
 
-__all__ = ["at_once", "rouse", "several", "threads"]
+__all__ = ["at_once", "several", "threads"]
 
 _WORDS = 16  # of a board: two lines of the cache, since processors fetch them in pairs
 _STATE, _FUNCTION, _ARGUMENT, _ALARM = range(4)  # of which these are used
@@ -48,7 +48,6 @@ def _functions() -> dict[str, Any]:
 
     module = ir.Module()
     _write_serve(module)
-    _write_rouse(module)
     _write_lead(module)
     return compiled(str(module))
 
@@ -87,16 +86,6 @@ def _write_serve(module: Any) -> None:
     asleep = e.exchange(e.address(board, _STATE, 8), _IDLE, _ASLEEP)
     count.add_incoming(e.word(0), b.block)
     b.cbranch(asleep, sleep, look)
-
-
-def _write_rouse(module: Any) -> None:
-    """Wake the boards' threads that sleep. Arguments: boards, count."""
-    e = Emitter(module, "rouse", ["boards", "count"])
-    with e.loop(0, e.arguments["count"]) as (k, _):
-        board = e.address(e.arguments["boards"], k, 8 * _WORDS)
-        with e.when(e.exchange(e.address(board, _STATE, 8), _ASLEEP, _IDLE)):
-            e.call_at(_address("PyThread_release_lock"), e.load_word(e.address(board, _ALARM, 8)))
-    e.finish()
 
 
 def _write_lead(module: Any) -> None:
@@ -158,11 +147,6 @@ class _Workers:
         self.start(count)
         self.make_way()
         _functions()["lead"](self.boards, count, function, arguments.ctypes.data)
-
-    def rouse(self, count: int) -> None:
-        """Wake up to so many threads."""
-        if self.count:
-            _functions()["rouse"](self.boards, min(count, self.count))
 
     def rest(self) -> None:
         """Wait until none looks for work any more."""
@@ -240,11 +224,6 @@ def several(most: int) -> Iterator[int]:
     finally:
         if free:
             mine.taken.release()
-
-
-def rouse(count: int) -> None:
-    """There will soon be work for so many threads beside this one: a system takes a while to wake them."""
-    _workers.rouse(count)
 
 
 def at_once(function: int, arguments: Any) -> None:

@@ -103,7 +103,7 @@ class Workspace:
                 self.table[:, self.program.index[name]] = word
 
     def run(self, addresses: list[int], steps: int, reverse: bool, sums: Any) -> None:
-        """The loop, with the arrays at these addresses; `sums`, which are zero, are among them."""
+        """The loop, with the arrays at these addresses; `sums` are among them."""
         several = len(self.rows) > 1
         if several:
             self.given[...] = np.array([*addresses, steps, reverse]) + self.starts * self.columns
@@ -126,9 +126,8 @@ class Workspace:
             self.memory = None
 
     def _sums_of_others(self, sums: Any) -> Any:
-        """Zeros where all threads but the first add up."""
+        """Memory where all threads but the first add up."""
         others = reuse.empty((len(self.rows) - 1, sums.size), sums.dtype)
-        others[...] = 0
         starts = address_of(others) + np.arange(len(others))[:, None] * others.strides[0]
         self.table[1:, self.sums] = starts + self.sum_starts
         return others

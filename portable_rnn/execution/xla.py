@@ -121,7 +121,6 @@ def _target(program: CompiledProgram, reverse: bool) -> str:
     def compute(arguments: list[Any], results: list[Any]) -> None:
         carry, rest = arguments[: counts[0]], arguments[counts[0] :]
         *stacked, sums = results
-        sums[...] = 0
         memory = Memory(stacked[:stacks], sums)
         ends = program.compute(carry, rest[: counts[1]], rest[counts[1] :], memory, reverse=reverse)
         for array, end in zip(stacked[stacks:], ends.values(), strict=True):
