@@ -286,11 +286,11 @@ def size_table() -> Met:
     """Installed size of the package and what it requires."""
     sizes = installed_sizes()
     print("| installed without extras | as shipped, MB | with bytecode, MB | target | |\n|---|---|---|---|---|")
-    own = {name: sizes.pop(name) for name in ("portable-rnn",)}
+    own = sizes.pop("portable-rnn")
     required = tuple(map(sum, zip(*sizes.values(), strict=True)))
     torch = distribution_sizes(sys.executable, "torch")["torch"]
     rows = dict(sorted(sizes.items(), key=lambda item: -sum(item[1]))) | {"these, which are required": required}
-    rows |= own | {"torch alone, of this environment": torch}
+    rows |= {"portable-rnn": own, "torch alone, of this environment": torch}
     targets = []
     for name, (shipped, bytecode) in rows.items():
         both = shipped / MEGABYTE, (shipped + bytecode) / MEGABYTE

@@ -255,14 +255,17 @@ def _write_few_product(module: Any, name: str, dtype: str, lanes: int, height: i
                         setattr(at, f"s{j}_{v}", e.multiply_add(weight, number, getattr(at, f"s{j}_{v}")))
                 at.left, at.right = e.plus(at.left, length * size), e.plus(at.right, e.times(a["right_row"], size))
             sums |= {(j, v): getattr(at, f"s{j}_{v}") for j in own for v in range(vectors)}
-        transpose = _name("transpose", dtype, lanes, height)
-        full = e.equal(some, length) if columns in (2, 4) else e.bit(0)
-        with e.builder.if_else(full) as (all_of_it, otherwise):
-            with all_of_it:
-                if columns in (2, 4):
+        put = functools.partial(
+            _put_by_transposing, e, sums, few, tile, out, some, _name("transpose", dtype, lanes, height)
+        )
+        if columns not in (2, 4):
+            put()
+        else:
+            with e.builder.if_else(e.equal(some, length)) as (all_of_it, part_of_it):
+                with all_of_it:
                     _put_interleaved(e, sums, few, out)
-            with otherwise:
-                _put_by_transposing(e, sums, few, tile, out, some, transpose)
+                with part_of_it:
+                    put()
     e.finish()
 
 
