@@ -13,7 +13,7 @@ from trees import mapped, relative_error
 import portable_rnn as prnn
 from portable_rnn import direction
 from portable_rnn.cells import ElmanCell, GRUCell, LSTMCell
-from portable_rnn.execution import llvm, machine_loops, nests, scan
+from portable_rnn.execution import llvm, machine_loops, nests, scan, workspace
 from portable_rnn.execution.recording import Arguments, Programs
 
 
@@ -94,6 +94,13 @@ def test_the_program_of_each_form_is_found_again_however_many_there_are() -> Non
             assert leaves[0][0] is trees[0][0]
             assert build("h") == ("h",)
     assert len(made) == 19
+
+
+def test_the_address_of_an_array() -> None:
+    a = np.zeros((4, 6))
+    for view in (a, a.T, a[1:, ::2], a[::-1], np.broadcast_to(a[0], (3, 6))):
+        assert workspace.address_of(view) == view.ctypes.data
+    assert workspace.address_of(np.zeros(9, dtype=np.uint8)[1:].view("float64")) == 0  # the loop gets a copy
 
 
 @pytest.mark.parametrize("compile_loops", ["0", "1"])
