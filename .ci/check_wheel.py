@@ -10,9 +10,13 @@ DATA = {"co2", "seattle_temps", "seattle_weather", "sunspots"}
 installed = {str(path): path for path in files("portable-rnn") or ()}
 data = {name: path.size or 0 for name, path in installed.items() if name.endswith(".csv.gz")}
 problems = [
-    *(f"no portable_rnn/datasets/{name}.csv.gz" for name in DATA if f"portable_rnn/datasets/{name}.csv.gz" not in data),
+    *(
+        f"no portable_rnn/data/datasets/{name}.csv.gz"
+        for name in DATA
+        if f"portable_rnn/data/datasets/{name}.csv.gz" not in data
+    ),
     *(f"{name} does not belong there" for name in installed if name.startswith(("tests", "benchmarks", "docs"))),
-    *(f"no {name}" for name in ("portable_rnn/py.typed", "portable_rnn/cli.py") if name not in installed),
+    *(f"no {name}" for name in ("portable_rnn/py.typed", "portable_rnn/cli/entry.py") if name not in installed),
 ]
 if not any(name.endswith("licenses/LICENSE") for name in installed):
     problems.append("no LICENSE")

@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable
 
 import portable_rnn as prnn
-from portable_rnn.layer import place_masks, random_generator
+from portable_rnn.layers import place_masks, random_generator
 
 SIZES = ((32, 100, 32, 64), (64, 100, 64, 256))  # (B, T, I, H)
 VARIANTS: dict[str, dict[str, float]] = {

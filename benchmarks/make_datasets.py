@@ -1,4 +1,4 @@
-"""Makes the data files in ``portable_rnn/datasets`` from two packages that ship them.
+"""Makes the data files in ``portable_rnn/data/datasets`` from two packages that ship them.
 
 Run ``pip install vega_datasets==0.9.0 statsmodels==0.15.0`` and then
 ``python benchmarks/make_datasets.py`` (``--check`` compares and writes nothing). Only the files
@@ -37,7 +37,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 
-OUTPUT = Path(__file__).resolve().parent.parent / "portable_rnn" / "datasets"
+OUTPUT = Path(__file__).resolve().parent.parent / "portable_rnn" / "data" / "datasets"
 
 Rows = list[list[str]]
 
@@ -147,7 +147,7 @@ def compress(text: bytes) -> bytes:
 
 def main(arguments: list[str] | None = None) -> int:
     """Write, or with ``--check`` compare, every file; 1 if one differs."""
-    parser = argparse.ArgumentParser(description="Make the data files of portable_rnn.datasets.")
+    parser = argparse.ArgumentParser(description="Make the data files of portable_rnn.data.datasets.")
     parser.add_argument("--check", action="store_true", help="compare and write nothing")
     check = parser.parse_args(arguments).check
     differing = 0

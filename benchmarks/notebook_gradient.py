@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from portable_rnn.simple import SimpleRNN, dtanh
+from portable_rnn.notebook import SimpleRNN, dtanh
 
 IMAGE = Path(__file__).resolve().parent.parent / "docs" / "images" / "notebook.png"
 SUMS = {"A": ((1, 2), (4, 3), (4, 1), (1, 4)), "B": ((1, 2), (4, 2), (1, 5), (4, 3))}

@@ -25,7 +25,7 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # products this small gain n
 import numpy as np
 
 import portable_rnn as prnn
-from portable_rnn.simple import SimpleRNN
+from portable_rnn.notebook import SimpleRNN
 
 SUMS = ((1, 2), (4, 3), (4, 1), (1, 4))
 HIDDEN, SEQUENCES, STEPS = 128, 32, 50  # of the larger network

@@ -1,30 +1,47 @@
 """Recurrent networks that run where your arrays already live."""
 
+import sys
 from typing import TYPE_CHECKING, Any
 
-from . import activations, cells, initializers, losses
-from .diagnostics import GradientFlow, gradient_flow
+from . import cells
+from .arrays import Backend, BackendInfo, asarray, backend, backends, to_numpy
+from .cells import activations
 from .errors import BackendError, ConversionError, InputError, MissingDependencyError, NonFiniteError
-from .history import EarlyStopping, History
-from .layer import Layer
-from .layers import Dropout, Embedding, Last, Linear, Max, Mean, Sequential
-from .model import Model, load
-from .more_recurrent import LayerNormGRU, LayerNormLSTM, MinGRU, MinLSTM
-from .namespace import Backend, BackendInfo, asarray, backend, backends, to_numpy
-from .optimizers import (
+from .layers import (
+    GRU,
+    LSTM,
+    RNN,
+    Dropout,
+    Embedding,
+    Last,
+    Layer,
+    LayerNormGRU,
+    LayerNormLSTM,
+    Linear,
+    Max,
+    Mean,
+    MinGRU,
+    MinLSTM,
+    Recurrent,
+    Sequential,
+    initializers,
+)
+from .models import GradientFlow, Model, Stream, gradient_flow, load
+from .notebook import SimpleRNN, dsigmoid, dtanh, sigmoid, tanh
+from .training import (
+    EarlyStopping,
+    History,
     adam,
     adamw,
     clip_by_global_norm,
     cosine_decay,
     exponential_decay,
+    losses,
     piecewise_constant,
     rmsprop,
     sgd,
     warmup_cosine_decay,
 )
-from .recurrent import GRU, LSTM, RNN, Recurrent
-from .simple import SimpleRNN, dsigmoid, dtanh, sigmoid, tanh
-from .streaming import Stream
 from .version import __version__
 
 if TYPE_CHECKING:
@@ -100,6 +117,10 @@ __all__ = [
     "to_torch",
     "warmup_cosine_decay",
 ]
+
+# These modules keep the short paths that users know: ``from portable_rnn.losses import mse``.
+for _module in (activations, initializers, losses):
+    sys.modules[f"{__name__}.{_module.__name__.rpartition('.')[2]}"] = _module
 
 # Imported when they are asked for
 _LAZY = {

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from portable_rnn.execution import vector_math
-from portable_rnn.simple import SimpleRNN
+from portable_rnn.notebook import SimpleRNN
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 

@@ -15,10 +15,9 @@ import numpy as np
 import pytest
 
 import portable_rnn as prnn
-from portable_rnn import cli
+from portable_rnn.cli import entry as cli
 from portable_rnn.data import read_csv
-from portable_rnn.forecaster import load_forecaster
-from portable_rnn.forecasting import demo
+from portable_rnn.forecasting import demo, load_forecaster
 
 QUICK = ["--hidden-size", "4", "--epochs", "1", "--window", "25", "--horizon", "3"]
 ROWS = 200
@@ -330,7 +329,7 @@ def test_bad_input_is_one_line_and_exit_code_2(
 def test_a_library_that_is_not_installed(
     name: str, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("portable_rnn.namespace._find_spec", lambda library: None)
+    monkeypatch.setattr("portable_rnn.arrays.namespaces._find_spec", lambda library: None)
     line = error_line(capsys, cli.main([*TRAIN, "--backend", name]))
     assert f"backend '{name}' is not installed: run `pip install 'portable-rnn[{name}]'`" in line
 
@@ -451,6 +450,6 @@ def test_jax_computes_in_float64_only_where_asked(folder: Path) -> None:
     done = run("predict", "power-forecast.safetensors", "power.csv", "--backend", "jax", JAX_ENABLE_X64="0")
     assert done.returncode == 2
     assert "dtype" in done.stderr
-    for dtype in prnn.namespace.DTYPES:
+    for dtype in prnn.arrays.DTYPES:
         again = ["predict", "power-forecast.safetensors", "power.csv", "--backend", "jax", "--dtype", dtype]
         assert run(*again, JAX_ENABLE_X64="0").returncode == 0

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import portable_rnn as prnn
-from portable_rnn.composite import Activation, Ends, Flip, Masked, Merge, SharedDropout, Softmax
+from portable_rnn.layers import Activation, Ends, Flip, Masked, Merge, SharedDropout, Softmax
 
 STACK = prnn.Sequential(prnn.GRU(2, 3, bidirectional=True), prnn.Linear(6, 4))
 STEPS: dict[str, prnn.Layer] = {

@@ -12,13 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from portable_rnn.datasets import (
-    Dataset,
-    load_co2,
-    load_seattle_temps,
-    load_seattle_weather,
-    load_sunspots,
-)
+from portable_rnn.data import Dataset, load_co2, load_seattle_temps, load_seattle_weather, load_sunspots
 
 LOADERS = (load_co2, load_seattle_temps, load_seattle_weather, load_sunspots)
 EXPECTED = {
@@ -118,7 +112,7 @@ def test_known_co2_and_its_filled_gap() -> None:
 
 
 def test_all_files_together_are_small() -> None:
-    files = [path for path in resources.files("portable_rnn.datasets").iterdir() if path.name != "__pycache__"]
+    files = [path for path in resources.files("portable_rnn.data.datasets").iterdir() if path.name != "__pycache__"]
     packed = [path for path in files if path.name.endswith(".csv.gz")]
     assert len(packed) == 4
     assert sum(len(path.read_bytes()) for path in files) < 100_000
@@ -126,7 +120,7 @@ def test_all_files_together_are_small() -> None:
 
 def test_files_carry_no_name_and_no_time() -> None:
     for name in EXPECTED:
-        packed = resources.files("portable_rnn.datasets").joinpath(f"{name}.csv.gz").read_bytes()
+        packed = resources.files("portable_rnn.data.datasets").joinpath(f"{name}.csv.gz").read_bytes()
         assert packed[:10] == b"\x1f\x8b\x08\x00\x00\x00\x00\x00\x02\xff"
 
 

@@ -12,9 +12,19 @@ import pytest
 
 import portable_rnn as prnn
 from portable_rnn.data import Table
-from portable_rnn.forecaster import LAST_VALUE, Forecaster, Recipe, forecast_lines, load_forecaster
-from portable_rnn.forecasting import Settings, demo, train_forecaster, yesterday_and_change
-from portable_rnn.timesteps import TimeStep, time_text
+from portable_rnn.forecasting import (
+    LAST_VALUE,
+    Forecaster,
+    Recipe,
+    Settings,
+    TimeStep,
+    demo,
+    forecast_lines,
+    load_forecaster,
+    time_text,
+    train_forecaster,
+    yesterday_and_change,
+)
 
 SMALL = Settings(hidden_size=4, window=10, horizon=3, period=8, epochs=2, batch_size=64)
 ROWS = 240

@@ -14,9 +14,9 @@ from reference import Reference
 from trees import flat, inner, mapped, relative_error
 
 import portable_rnn as prnn
+from portable_rnn.arrays import Marks
 from portable_rnn.execution import sums_in_loop
-from portable_rnn.recurrence import stack_backward
-from portable_rnn.typing import Marks
+from portable_rnn.layers import stack_backward
 
 MARGIN = 1e-3  # how far relu's arguments and Max's candidates must stay from a kink
 # One of each kind, for what JAX takes a second or more to compile; torch.autograd sees them all.

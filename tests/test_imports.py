@@ -14,17 +14,11 @@ import portable_rnn
 
 PACKAGE = Path(portable_rnn.__file__).parent
 
-# A file imports only from rooms above its own. A room is a file or a folder.
+# The floors of the house, from the ground up. A file imports only from floors below its own, through their `__init__`.
 # fmt: off
 ORDER = [
-    "typing", "errors", "version", "namespace", "execution",
-    "activations", "cells", "minimal_cells", "normalized_cells", "initializers",
-    "layer", "direction", "segments", "recurrence", "recurrent", "more_recurrent", "layers", "composite",
-    "memory", "losses", "optimizers",
-    "timesteps", "scaling", "tabular", "data", "datasets",
-    "plotting", "history", "training", "checkpoint", "checks", "model", "streaming",
-    "interop", "diagnostics", "forecaster", "forecasting", "estimators", "simple",
-    "bench", "cli", "__main__", "__init__",
+    "errors", "version", "arrays", "execution", "cells", "layers", "data", "datasets", "plotting", "training", "models",
+    "interop", "forecasting", "verify", "estimators", "notebook", "bench", "cli", "__main__", "__init__",
 ]
 # fmt: on
 
@@ -34,15 +28,14 @@ LAZY = {
     "interop": {"torch", "keras", "flax", "jax", "onnx", "google"},
     "plotting": {"matplotlib"},
     "training": {"tqdm"},
-    "history": {"tqdm"},
     "bench": {"torch", "matplotlib"},
     "cli": {"matplotlib", "tqdm"},
     "estimators": {"sklearn"},
 }
 # Needed by all, so imported at the top.
-REQUIRED = {"numpy": None, "safetensors": {"checkpoint", "interop"}, "array_api_compat": {"namespace", "execution"}}
+REQUIRED = {"numpy": None, "safetensors": {"models", "interop"}, "array_api_compat": {"arrays", "execution"}}
 # Files whose classes derive from the package's own, so at their top: they are themselves imported inside functions.
-DERIVED = {"interop/torch_modules.py": {"torch", "array_api_compat"}, "estimators.py": {"sklearn"}}
+DERIVED = {"interop/torch_modules.py": {"torch", "array_api_compat"}, "estimators": {"sklearn"}}
 
 
 def imports(path: Path) -> Iterator[tuple[str, bool]]:
@@ -113,10 +106,10 @@ def path(request: pytest.FixtureRequest) -> Path:
 
 
 def test_every_file_has_its_place(path: Path) -> None:
-    assert room(path) in ORDER, f"put {room(path)!r} into ORDER, below all that it imports"
+    assert room(path) in ORDER, f"put {room(path)!r} into ORDER, above all that it imports"
 
 
-def test_a_file_imports_only_from_above(path: Path) -> None:
+def test_a_file_imports_only_from_floors_below(path: Path) -> None:
     own = ORDER.index(room(path))
     for dotted, _ in imports(path):
         if dotted.startswith("."):
@@ -134,7 +127,7 @@ def test_no_folder_imports_in_a_circle() -> None:
 
 
 def test_only_the_seam_names_an_array_library(path: Path) -> None:
-    if room(path) in ("namespace", "execution"):
+    if room(path) in ("arrays", "execution"):
         return
     found = {dotted.partition(".")[0] for dotted, _ in imports(path)}
     allowed = LAZY.get(room(path), set()) | DERIVED.get(_name(path), set())
@@ -151,7 +144,7 @@ def test_optional_packages_are_imported_where_they_are_used(path: Path) -> None:
             where = REQUIRED[top]
             assert where is None or own in where, f"{own} must not import {top}"
         else:
-            allowed = ARRAY_LIBRARIES if own in ("namespace", "execution") else LAZY.get(own, set())
+            allowed = ARRAY_LIBRARIES if own in ("arrays", "execution") else LAZY.get(own, set())
             assert top in allowed, f"{own} must not import {top}"
             assert lazy, f"{own} must import {top} inside a function"
 

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import portable_rnn as prnn
-from portable_rnn import initializers
+from portable_rnn.layers import initializers
 
 FLOAT64 = prnn.backend("numpy", dtype="float64")
 RECURRENT = (prnn.RNN, prnn.LSTM, prnn.GRU, prnn.LayerNormLSTM, prnn.LayerNormGRU, prnn.MinGRU, prnn.MinLSTM)

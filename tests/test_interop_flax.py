@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import portable_rnn as prnn
-from portable_rnn.composite import Activation, Flip, Merge, SharedDropout, Softmax
+from portable_rnn.layers import Activation, Flip, Merge, SharedDropout, Softmax
 
 jax = pytest.importorskip("jax", reason="JAX is not installed: Flax runs on it")
 jnp = jax.numpy

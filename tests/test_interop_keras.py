@@ -22,7 +22,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import portable_rnn as prnn
-from portable_rnn.composite import Activation, Ends, Flip, Masked, Merge, SharedDropout, Softmax
+from portable_rnn.layers import Activation, Ends, Flip, Masked, Merge, SharedDropout, Softmax
 
 torch = pytest.importorskip("torch", reason="torch is not installed: Keras runs on it here")
 os.environ.setdefault("KERAS_BACKEND", "torch")

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import portable_rnn as prnn
-from portable_rnn.composite import Activation, Ends, Flip, Masked, Merge, SharedDropout, Softmax
+from portable_rnn.layers import Activation, Ends, Flip, Masked, Merge, SharedDropout, Softmax
 
 pytest.importorskip("onnx", reason="onnx is not installed")
 import onnx

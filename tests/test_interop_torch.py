@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import portable_rnn as prnn
-from portable_rnn.composite import Activation, Ends, Flip, Masked, Merge, SharedDropout, Softmax
+from portable_rnn.layers import Activation, Ends, Flip, Masked, Merge, SharedDropout, Softmax
 
 torch = pytest.importorskip("torch", reason="torch is not installed: nothing to convert from")
 nn = torch.nn
@@ -439,7 +439,7 @@ def test_bad_files_are_refused_and_nothing_in_them_runs(tmp_path: Path) -> None:
 
 
 def test_a_newer_passport_is_refused_with_what_to_upgrade(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("portable_rnn.checkpoint.FORMAT_VERSION", "2.0")
+    monkeypatch.setattr("portable_rnn.models.checkpoint.FORMAT_VERSION", "2.0")
     prnn.Model(prnn.Linear(2, 2)).save(tmp_path / "m.safetensors")
     monkeypatch.undo()
     for read in (prnn.load, prnn.from_torch):

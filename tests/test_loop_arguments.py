@@ -11,10 +11,10 @@ import pytest
 from trees import mapped, relative_error
 
 import portable_rnn as prnn
-from portable_rnn import direction
 from portable_rnn.cells import ElmanCell, GRUCell, LSTMCell
 from portable_rnn.execution import llvm, machine_loops, nests, scan, workspace
 from portable_rnn.execution.recording import Arguments, Programs
+from portable_rnn.layers.time import one_direction as direction
 
 
 class Pair(NamedTuple):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import portable_rnn as prnn
-from portable_rnn.losses import loss_function, loss_name
+from portable_rnn.training import loss_function, loss_name
 
 LENGTHS = [2, 0, 3, 1]
 SHAPES: dict[str, tuple[tuple[int, ...], list[int] | None]] = {

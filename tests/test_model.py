@@ -15,8 +15,8 @@ import safetensors
 import safetensors.numpy
 
 import portable_rnn as prnn
-from portable_rnn import checkpoint, composite
-from portable_rnn.checkpoint import network_from_config, network_to_config
+from portable_rnn.layers import wrappers as composite
+from portable_rnn.models import checkpoint, network_from_config, network_to_config
 
 
 def new_model(backend: Any, network: prnn.Layer, *, dtype: str = "float64", seed: int = 0) -> prnn.Model:

@@ -21,7 +21,7 @@ from test_gradients import (
 from trees import flat, relative_error
 
 import portable_rnn as prnn
-from portable_rnn.normalized_cells import normalize, normalize_backward
+from portable_rnn.cells import normalize, normalize_backward
 
 # Their own epsilon is 1e-5. In the random cases it is larger: the step of a finite difference has to be small beside
 # the root of variance and epsilon.

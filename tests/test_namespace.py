@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import portable_rnn as prnn
-from portable_rnn import namespace
+from portable_rnn.arrays import namespaces as namespace
 
 CPU_NAMES = {"numpy": "cpu", "jax": "cpu", "torch": "cpu", "array_api_strict": "CPU_DEVICE"}
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import portable_rnn as prnn
-from portable_rnn.optimizers import global_norm, optimizer_of
+from portable_rnn.training import global_norm, optimizer_of
 
 UPDATES = 20
 # name: (ours, torch's class and options)

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from trees import flat, mapped, relative_error
 
 import portable_rnn as prnn
-from portable_rnn.activations import ACTIVATIONS, activation
-from portable_rnn.layer import chosen, keep_mask, random_generator
+from portable_rnn.cells import ACTIVATIONS, activation
+from portable_rnn.layers import chosen, keep_mask, random_generator
 
 KINDS: dict[str, tuple[type[prnn.Layer], dict[str, Any]]] = {
     "rnn": (prnn.RNN, {}),

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import portable_rnn as prnn
-from portable_rnn import plotting
+from portable_rnn.plotting import pictures as plotting
 from portable_rnn.plotting import plot_forecasts, plot_gradient_flow, plot_history
 
 PNG = b"\x89PNG\r\n\x1a\n"

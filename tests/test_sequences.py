@@ -104,7 +104,7 @@ def test_recomputation_keeps_less(numpy_backend: Any) -> None:
     params, x = layer.init(0), np.zeros((2, 400, 4), dtype="float32")
 
     def kept(layer: prnn.Layer) -> int:
-        _, _, residuals = layer.forward(params, x, None, prnn.typing.Marks(), None)
+        _, _, residuals = layer.forward(params, x, None, prnn.arrays.Marks(), None)
         return sum(leaf.nbytes for leaf in flat(residuals))
 
     assert kept(dataclasses.replace(layer, recompute_every=20)) < kept(layer) / 10

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 import portable_rnn as prnn
-from portable_rnn import simple
-from portable_rnn.simple import SimpleRNN, dsigmoid, dtanh, sigmoid, tanh
+from portable_rnn import notebook as simple
+from portable_rnn.notebook import SimpleRNN, dsigmoid, dtanh, sigmoid, tanh
 
 # Pairs a + b that the notebook's cell learns; 2 + 3 is in none of them.
 SUMS = {"A": ((1, 2), (4, 3), (4, 1), (1, 4)), "B": ((1, 2), (4, 2), (1, 5), (4, 3))}

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 import portable_rnn as prnn
-from portable_rnn import training
+from portable_rnn.training import loop as training
 
 
 def new_model(backend: Any, network: prnn.Layer, *, dtype: str = "float64", seed: int = 0) -> prnn.Model:

@@ -72,7 +72,7 @@ class Solved:
         self.sets = sets
         self.solved = False
 
-    def __call__(self, epoch: prnn.history.Epoch) -> bool:
+    def __call__(self, epoch: prnn.training.Epoch) -> bool:
         self.solved = all(
             all_predicted(epoch.model.predict(x, lengths=lengths), may_follow, lengths)
             for x, _, may_follow, lengths in self.sets

@@ -8,8 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..layer import Layer, random_generator
-from ..recurrent import GRU, LSTM, RNN
+from ..layers import GRU, LSTM, RNN, Layer, random_generator
 
 __all__ = ["CELLS", "KINDS", "SIZES", "Case", "Peer", "Task"]
 

@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
+from ..arrays import backend as as_backend
 from ..errors import InputError
-from ..namespace import backend as as_backend
 from ..version import __version__
 from .cases import CELLS, KINDS, SIZES, Case, Peer
 from .libraries import gemm_peer, ours_peer, torch_peer

@@ -8,10 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from ..arrays import Array, Backend, asarray, leaves, to_numpy
+from ..arrays import backend as as_backend
 from ..execution import jit
-from ..namespace import Backend, asarray, leaves, to_numpy
-from ..namespace import backend as as_backend
-from ..typing import Array
 from .cases import Case, Peer, Task
 
 __all__ = ["GEMM_FLOPS", "GEMM_SIZE", "gemm_peer", "ours_peer", "torch_peer"]

@@ -20,8 +20,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from ..namespace import leaves, library_name
-from ..typing import Array, Params
+from ..arrays import Array, Params, leaves, library_name
 from .layout import Collected, in_order, in_segments, product, side_by_side, stacked
 from .llvm import has_llvm, is_loaded
 from .loops import planned_scan

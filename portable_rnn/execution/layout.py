@@ -6,8 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from ..namespace import library_name
-from ..typing import Array
+from ..arrays import Array, library_name
 from . import reuse
 
 __all__ = ["Collected", "in_order", "in_segments", "product", "side_by_side", "stacked"]

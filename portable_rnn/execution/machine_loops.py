@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..namespace import map_leaves
+from ..arrays import map_leaves
 from . import reuse
 from .compiled import compiled_loop, vector_lanes
 from .dialects import dialect

@@ -11,13 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from ..composite import Ends
+from ..arrays import Array, Backend, asarray
 from ..errors import InputError, MissingDependencyError
-from ..layer import Layer
-from ..layers import Last, Max, Mean, Sequential
-from ..model import Model
-from ..namespace import Backend, asarray
-from ..typing import Array
+from ..layers import Ends, Last, Layer, Max, Mean, Sequential
+from ..models import Model
 
 __all__ = [
     "POOLINGS",

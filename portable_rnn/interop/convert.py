@@ -9,11 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
-from ..checkpoint import network_from_config, read_checkpoint
 from ..errors import InputError
-from ..layer import Layer
-from ..layers import Sequential
-from ..model import Model
+from ..layers import Layer, Sequential
+from ..models import Model, network_from_config, read_checkpoint
 from .common import require
 from .keras import from_keras
 from .keras_export import to_keras

@@ -7,11 +7,10 @@ from typing import Any
 
 import numpy as np
 
+from ..arrays import Array, Backend
 from ..errors import InputError
-from ..model import Model
-from ..namespace import Backend
-from ..recurrent import GRU, LSTM
-from ..typing import Array
+from ..layers import GRU, LSTM
+from ..models import Model
 from .common import HostParams, Piece, Source, model_of, name_of_type, require
 from .selftest import Host, check_chain, passed
 

@@ -9,14 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from ..composite import Activation, Flip, Merge, SharedDropout, Softmax
+from ..arrays import Array, Backend
 from ..errors import InputError
-from ..layer import Layer
-from ..layers import Dropout, Embedding, Linear
-from ..model import Model
-from ..namespace import Backend
-from ..recurrent import GRU, LSTM, RNN
-from ..typing import Array
+from ..layers import GRU, LSTM, RNN, Activation, Dropout, Embedding, Flip, Layer, Linear, Merge, SharedDropout, Softmax
+from ..models import Model
 from .common import HostParams, Piece, Source, first_line, model_of, name_of_type, require
 from .selftest import Host, check_chain, coarsest, passed
 

@@ -8,14 +8,30 @@ from typing import Any
 
 import numpy as np
 
-from ..activations import activation
-from ..composite import Activation, Ends, Flip, Masked, Merge, SharedDropout, Softmax
+from ..arrays import to_numpy
+from ..cells import activation
 from ..errors import InputError
-from ..layer import Layer
-from ..layers import Dropout, Embedding, Last, Linear, Max, Mean, Sequential
-from ..model import Model
-from ..namespace import to_numpy
-from ..recurrent import GRU, LSTM, RNN
+from ..layers import (
+    GRU,
+    LSTM,
+    RNN,
+    Activation,
+    Dropout,
+    Embedding,
+    Ends,
+    Flip,
+    Last,
+    Layer,
+    Linear,
+    Masked,
+    Max,
+    Mean,
+    Merge,
+    Sequential,
+    SharedDropout,
+    Softmax,
+)
+from ..models import Model
 from .common import HostParams, Piece, refuse_options
 from .keras import ACTIVATIONS, host, import_keras, swap_gates, working_dtype
 from .selftest import Host, check_piece

@@ -7,11 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from ..composite import Masked
+from ..arrays import leaves
 from ..errors import ConversionError, InputError
-from ..layer import Layer
-from ..layers import Embedding, Sequential
-from ..namespace import leaves
+from ..layers import Embedding, Layer, Masked, Sequential
 from .common import HostParams, Piece, assemble
 
 __all__ = ["LENGTHS", "TOLERANCES", "check_chain", "check_piece", "difference", "random_input"]

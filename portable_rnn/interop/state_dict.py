@@ -13,12 +13,9 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from ..checkpoint import FORMAT
 from ..errors import InputError
-from ..layer import Layer
-from ..layers import Embedding, Linear
-from ..model import Model, load
-from ..recurrent import GRU, LSTM, RNN
+from ..layers import GRU, LSTM, RNN, Embedding, Layer, Linear
+from ..models import FORMAT, Model, load
 from .common import POOLINGS, HostParams, Piece, Source, first_line, model_of, require, tensor_to_host
 
 __all__ = ["from_state_dict", "read_state_dict"]

@@ -10,14 +10,27 @@ from typing import Any
 
 import numpy as np
 
-from ..composite import Activation, Ends, Flip, Merge, SharedDropout, Softmax
+from ..arrays import Array, Backend
 from ..errors import ConversionError, InputError
-from ..layer import Layer
-from ..layers import Dropout, Embedding, Last, Linear, Max, Mean
-from ..model import Model
-from ..namespace import Backend
-from ..recurrent import GRU, LSTM, RNN
-from ..typing import Array
+from ..layers import (
+    GRU,
+    LSTM,
+    RNN,
+    Activation,
+    Dropout,
+    Embedding,
+    Ends,
+    Flip,
+    Last,
+    Layer,
+    Linear,
+    Max,
+    Mean,
+    Merge,
+    SharedDropout,
+    Softmax,
+)
+from ..models import Model
 from .common import POOLINGS, Piece, Source, assemble, first_line, model_of, name_of_type, require, tensor_to_host
 from .selftest import (
     TOLERANCES,

@@ -6,13 +6,28 @@ from typing import Any
 
 import numpy as np
 
-from ..composite import Activation, Ends, Flip, Merge, SharedDropout, Softmax
+from ..arrays import to_numpy
 from ..errors import InputError
-from ..layer import Layer
-from ..layers import Dropout, Embedding, Last, Linear, Max, Mean, Sequential
-from ..model import Model
-from ..namespace import to_numpy
-from ..recurrent import GRU, LSTM, RNN
+from ..layers import (
+    GRU,
+    LSTM,
+    RNN,
+    Activation,
+    Dropout,
+    Embedding,
+    Ends,
+    Flip,
+    Last,
+    Layer,
+    Linear,
+    Max,
+    Mean,
+    Merge,
+    Sequential,
+    SharedDropout,
+    Softmax,
+)
+from ..models import Model
 from .common import Piece, refuse_options, require
 from .selftest import check_piece
 

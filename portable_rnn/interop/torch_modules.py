@@ -14,7 +14,7 @@ import array_api_compat.torch as xp
 import torch
 from torch import nn
 
-from ..activations import activation
+from ..cells import activation
 
 __all__ = [
     "Chain",

@@ -16,10 +16,10 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from ...arrays import Backend as Library
+from ...arrays import asarray, to_numpy
+from ...arrays import backend as as_backend
 from ...errors import InputError
-from ...namespace import Backend as Library
-from ...namespace import asarray, to_numpy
-from ...namespace import backend as as_backend
 from ..common import require
 from .graph import Graph
 from .reading import HostParams, graph_of, read_model

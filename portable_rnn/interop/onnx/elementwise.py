@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from ...activations import activation
+from ...arrays import Array
+from ...cells import activation
 from ...errors import InputError
-from ...typing import Array
 from .nodes import Call, Operator, Pullback, summed_to
 
 __all__ = ["OPERATORS"]

@@ -12,9 +12,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ...arrays import Array, Backend, backend_of, from_host, is_traced, namespace_of
 from ...errors import InputError
-from ...namespace import Backend, backend_of, from_host, is_traced, namespace_of
-from ...typing import Array
 from .nodes import Call, Host, Node, Pullback
 from .operators import OPERATORS
 

@@ -12,11 +12,27 @@ from typing import Any
 import numpy as np
 
 from ...cells import ElmanCell, GRUCell, LSTMCell
-from ...composite import Activation, Ends, Flip, Merge, SharedDropout, Softmax
 from ...errors import InputError
-from ...layer import Layer
-from ...layers import Dropout, Embedding, Last, Linear, Max, Mean, Sequential
-from ...recurrent import GRU, LSTM, RNN, Recurrent
+from ...layers import (
+    GRU,
+    LSTM,
+    RNN,
+    Activation,
+    Dropout,
+    Embedding,
+    Ends,
+    Flip,
+    Last,
+    Layer,
+    Linear,
+    Max,
+    Mean,
+    Merge,
+    Recurrent,
+    Sequential,
+    SharedDropout,
+    Softmax,
+)
 from .graph import Graph
 from .nodes import Constant, Node, Port
 from .recurrent import ACTIVATION_NAMES, SETTINGS

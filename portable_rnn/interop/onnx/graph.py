@@ -10,10 +10,21 @@ from typing import Any
 
 import numpy as np
 
+from ...arrays import (
+    Array,
+    Marks,
+    Params,
+    State,
+    backend_of,
+    check_same_backend,
+    dtype_name,
+    is_traced,
+    leaves,
+    namespace_of,
+    to_numpy,
+)
 from ...errors import InputError
-from ...layer import Layer, uniform
-from ...namespace import backend_of, check_same_backend, dtype_name, is_traced, leaves, namespace_of, to_numpy
-from ...typing import Array, Marks, Params, State
+from ...layers import Layer, uniform
 from .engine import Step, common_backend, evaluate, placed, reverse
 from .nodes import Constant, Host, Node, Port
 from .operators import OPERATORS

@@ -10,12 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from ...checkpoint import network_from_config
+from ...arrays import Array, Backend, asarray
 from ...errors import InputError
-from ...layer import Layer
-from ...model import Model
-from ...namespace import Backend, asarray
-from ...typing import Array
+from ...layers import Layer
+from ...models import Model, network_from_config
 from ..common import require
 from .exporting import graph_of_network
 from .graph import RECURRENT, Graph

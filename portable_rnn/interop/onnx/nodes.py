@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ...arrays import Array
 from ...errors import InputError
-from ...typing import Array
 
 __all__ = ["Call", "Constant", "Host", "Node", "Operator", "Port", "checked_size", "summed_to"]
 

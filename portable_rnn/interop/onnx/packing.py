@@ -6,10 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from ...activations import split_rows
-from ...layer import Layer
-from ...recurrence import suffixes
-from ...recurrent import GRU, LSTM, RNN, Recurrent
+from ...cells import split_rows
+from ...layers import GRU, LSTM, RNN, Layer, Recurrent, suffixes
 from .exporting import flat, node_of_cell
 from .recurrent import GATES, PEEPHOLES
 

@@ -15,14 +15,11 @@ import functools
 from dataclasses import dataclass
 from typing import Any
 
-from ...activations import split_rows
-from ...cells import Cell, ElmanCell, GRUCell, LSTMCell
-from ...direction import Span, run_direction, run_direction_backward
+from ...arrays import Array, Params, namespace_of
+from ...cells import Cell, ElmanCell, GRUCell, LSTMCell, split_rows
 from ...errors import InputError
 from ...execution import jit
-from ...layer import valid_steps
-from ...namespace import namespace_of
-from ...typing import Array, Params
+from ...layers import Span, run_direction, run_direction_backward, valid_steps
 from .nodes import Call, Node, Operator, Pullback
 
 __all__ = ["ACTIVATION_NAMES", "GATES", "OPERATORS", "PEEPHOLES", "SETTINGS", "Unit", "unit_of"]

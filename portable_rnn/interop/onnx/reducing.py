@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from ...arrays import Array
 from ...errors import InputError
-from ...typing import Array
 from .nodes import Call, Operator, Pullback, summed_to
 from .shaping import axes_of, axis_of
 

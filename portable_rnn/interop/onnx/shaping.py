@@ -7,9 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from ...arrays import Array, device_of
 from ...errors import InputError
-from ...namespace import device_of
-from ...typing import Array
 from .nodes import Call, Host, Operator, Pullback, checked_size, summed_to
 
 __all__ = ["OPERATORS", "axes_of", "axis_of"]

@@ -13,10 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from ...checkpoint import network_to_config
+from ...arrays import to_numpy
 from ...errors import InputError
-from ...model import Model
-from ...namespace import to_numpy
+from ...models import Model, network_to_config
 from ...version import __version__
 from ..common import require
 from .elementwise import DTYPES

@@ -1,0 +1,517 @@
+"""Which array library: from arrays, modules and names to a namespace, a device and a dtype.
+
+This is the only module that moves data from one library to another (`asarray`, `to_numpy`), and with
+`execution.py` the only one that names an array library.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import importlib.util
+import os
+import sys
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
+
+import array_api_compat
+import array_api_compat.numpy as numpy_namespace
+import numpy as np
+
+from ..errors import BackendError, InputError
+from .typing import Array
+
+__all__ = ["Backend", "BackendInfo", "asarray", "backend", "backend_of", "backends", "enable_float64", "to_numpy"]
+
+NAMES = ("numpy", "jax", "cupy", "torch", "dpnp")
+# Where array-api-compat wraps a library, its wrapper is the namespace; the others are standard by themselves.
+_NAMESPACE_MODULES = {
+    "numpy": "array_api_compat.numpy",
+    "jax": "jax.numpy",
+    "cupy": "array_api_compat.cupy",
+    "torch": "array_api_compat.torch",
+    "dpnp": "dpnp",
+}
+_DISTRIBUTIONS = {"cupy": ("cupy", "cupy-cuda13x", "cupy-cuda12x", "cupy-cuda11x", "cupy-rocm-5-0")}
+DTYPES = ("float32", "float64")
+
+
+@dataclass(frozen=True)
+class Backend:
+    """An array library with the device and the floating dtype to compute in.
+
+    Attributes
+    ----------
+    name : str
+        "numpy", "jax", "cupy", "torch", "dpnp" or the module name of another conforming library.
+    xp : module
+        The library's array API namespace.
+    device : object
+        The library's own device object.
+    dtype : object
+        The library's own float32 or float64.
+    """
+
+    name: str
+    xp: Any
+    device: Any
+    dtype: Any
+
+    @property
+    def dtype_name(self) -> str:
+        """ "float32" or "float64"."""
+        return dtype_name(self.xp, self.dtype)
+
+    def __deepcopy__(self, memo: Any) -> Backend:
+        return self  # it never changes, and a module can't be copied
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.dtype_name} on {self.device}"
+
+
+@dataclass(frozen=True)
+class BackendInfo:
+    """What `backends` found out about one array library.
+
+    Attributes
+    ----------
+    name : str
+    version : str or None
+        None when it is not installed.
+    available : bool
+        Whether arrays can be made with it on this machine now.
+    devices : tuple of str
+    reason : str
+        Why it is not available, or what to know about it; empty otherwise.
+    """
+
+    name: str
+    version: str | None
+    available: bool
+    devices: tuple[str, ...]
+    reason: str
+
+
+def backend(
+    library: str | ModuleType | Array | Backend | None = None,
+    device: Any = None,
+    dtype: Any = None,
+) -> Backend:
+    """Choose an array library.
+
+    Parameters
+    ----------
+    library : str, module, array, Backend or None
+        "numpy", "jax", "cupy", "torch" or "dpnp"; a module such as ``cupy`` or ``jax.numpy`` (also of a library
+        that this package does not know, as long as it follows the array API standard); an array, whose library,
+        device and dtype are taken; None for ``$PORTABLE_RNN_BACKEND``, or NumPy where that is not set.
+    device : optional
+        The library's own device object or its usual name, such as "cpu", "cuda:1", "gpu" or 0 (CuPy). The
+        library's default device when left out.
+    dtype : "float32" or "float64", optional
+        float32 when left out, or the dtype of the array.
+
+    Raises
+    ------
+    BackendError
+        The library is unknown, not installed or finds no device; the device or dtype does not exist there.
+
+    Examples
+    --------
+    >>> import portable_rnn as prnn
+    >>> str(prnn.backend("numpy", dtype="float64"))
+    'numpy float64 on cpu'
+    """
+    if library is None:
+        library = os.environ.get("PORTABLE_RNN_BACKEND") or "numpy"
+    if isinstance(library, Backend):
+        device = library.device if device is None else device
+        dtype = library.dtype if dtype is None else dtype
+        xp = library.xp
+    elif isinstance(library, str):
+        xp = _import_namespace(library)
+    elif isinstance(library, ModuleType):
+        xp = _namespace_of_module(library)
+    elif is_array(library):
+        xp = namespace_of(library)
+        device = device_of(library) if device is None else device
+        if dtype is None and xp.isdtype(library.dtype, "real floating"):
+            dtype = library.dtype
+    else:
+        raise BackendError(
+            f"backend must be a name ({', '.join(NAMES)}), a module, an array or a Backend, got "
+            f"{type(library).__name__}"
+        )
+    name = library_name(xp)
+    wanted = "float32" if dtype is None else dtype if isinstance(dtype, str) else dtype_name(xp, dtype)
+    if wanted not in DTYPES:
+        raise BackendError(f"dtype must be 'float32' or 'float64', got {wanted!r}")
+    own = _resolve_dtype(name, xp, wanted)
+    return Backend(name, xp, _resolve_device(name, xp, device, own), own)
+
+
+def backend_of(*arrays: Array) -> Backend:
+    """The library, device and dtype of an array, without checks that would cost time in a training step."""
+    x = arrays[0]
+    xp = namespace_of(x)
+    return Backend(library_name(xp), xp, device_of(x), x.dtype)
+
+
+def backends() -> list[BackendInfo]:
+    """Look which array libraries this machine has. Imports every one that is installed.
+
+    Returns
+    -------
+    list of BackendInfo
+        NumPy, JAX, CuPy, PyTorch and dpnp, in that order, installed or not.
+    """
+    return [_inspect_library(name) for name in NAMES]
+
+
+def enable_float64(library: str) -> None:
+    """Let a library compute in float64 where that has to be asked for: JAX, and then for the whole process.
+
+    Nothing in this package calls it but the command line, whose process is its own. It should come before the
+    library's first array.
+
+    Parameters
+    ----------
+    library : str
+        A name as in `backend`; nothing happens where it needs no asking or is not installed.
+    """
+    if library == "jax" and _find_spec(library) is not None:
+        import jax
+
+        jax.config.update("jax_enable_x64", True)
+
+
+def asarray(x: Any, backend: str | ModuleType | Array | Backend, *, dtype: str | None = None) -> Array:
+    """Copy or view `x` as an array of another library. With `to_numpy`, the only place where data moves.
+
+    Floating data takes the backend's dtype (or `dtype`, where given); integers and booleans keep their kind.
+
+    Parameters
+    ----------
+    x : array of any library, or nested list of numbers
+    backend : as in `backend`
+    dtype : "float32" or "float64", optional
+        Turns integers into floats too.
+
+    Returns
+    -------
+    array of the backend, on its device
+
+    Raises
+    ------
+    InputError
+        `x` is ragged or holds text or objects.
+
+    Examples
+    --------
+    >>> import portable_rnn as prnn
+    >>> prnn.asarray([[1.0, 2.0]], "numpy").dtype
+    dtype('float32')
+    """
+    target = _as_backend(backend)
+    host = to_numpy(x) if is_array(x) else _host_array(x)
+    kind = host.dtype.kind
+    if kind not in "fiub":
+        raise InputError(f"expected numbers, got an array of dtype {host.dtype}: convert it first")
+    if dtype is not None:
+        host = host.astype(dtype, copy=False)
+    elif kind == "f":
+        host = host.astype(target.dtype_name, copy=False)
+    else:
+        host = host.astype(host.dtype.newbyteorder("="), copy=False)
+    return from_host(host, target)
+
+
+def from_host(host: np.ndarray[Any, Any], target: Backend) -> Array:
+    """Place a NumPy array on the backend's device as it is: no dtype change beyond what the library forces."""
+    if target.name == "numpy":
+        return host
+    if target.name == "jax":
+        import jax
+
+        # device_put is JAX's explicit transfer: it passes jax.transfer_guard("disallow")
+        return jax.device_put(_narrowed(host) if not jax.config.jax_enable_x64 else host, target.device)
+    if target.name == "torch" and (not host.flags.writeable or min(host.strides, default=0) < 0):
+        host = host.copy()  # torch has neither read-only arrays nor negative strides
+    return target.xp.asarray(host, device=target.device)
+
+
+def to_numpy(x: Any) -> np.ndarray[Any, Any]:
+    """Copy or view an array of any library as a NumPy array on the host. The result may be read-only.
+
+    Examples
+    --------
+    >>> import portable_rnn as prnn
+    >>> prnn.to_numpy([[1, 2]]).shape
+    (1, 2)
+    """
+    if isinstance(x, (np.ndarray, np.generic)) or not is_array(x):
+        return _host_array(x)
+    if array_api_compat.is_torch_array(x):
+        x = x.detach()
+    return np.from_dlpack(x, device="cpu")
+
+
+def is_array(x: object) -> bool:
+    """Whether `x` is an array of a library that follows the standard."""
+    return type(x) is np.ndarray or bool(array_api_compat.is_array_api_obj(x))
+
+
+def is_traced(x: Array) -> bool:
+    """Whether `x` has no values yet: an abstract array inside a JAX transformation."""
+    if type(x) is np.ndarray or not array_api_compat.is_jax_array(x):
+        return False
+    import jax
+
+    return bool(isinstance(x, jax.core.Tracer))
+
+
+@functools.lru_cache(maxsize=64)
+def library_name(xp: Any) -> str:
+    """The library's short name: "numpy" for ``array_api_compat.numpy``, "jax" for ``jax.numpy``."""
+    name: str = xp.__name__
+    name = name.removeprefix("array_api_compat.")
+    return "jax" if name.startswith("jax") else name
+
+
+def dtype_name(xp: Any, dtype: Any) -> str:
+    """The standard's name of a dtype object of `xp`, such as "float32"."""
+    names = (*DTYPES, "float16", "bfloat16", "int8", "int16", "int32", "int64", "uint8", "bool")
+    return next((n for n in names if hasattr(xp, n) and dtype == getattr(xp, n)), str(dtype))
+
+
+def check_same_backend(expected: Backend, arrays: Mapping[str, Array], *, whose: str = "the parameters are") -> None:
+    """Refuse arrays of another library, device or floating dtype than `expected`.
+
+    Raises
+    ------
+    BackendError
+        Names both sides and the call that moves the array.
+    """
+    plain = expected.xp is numpy_namespace
+    for name, x in arrays.items():
+        if x is None or (plain and type(x) is np.ndarray and x.dtype == expected.dtype):
+            continue
+        if not is_array(x):
+            raise BackendError(f"{name} must be an array, got {type(x).__name__}: {_move(name, whose)}")
+        xp, device = namespace_of(x), device_of(x)
+        # inside a JAX trace neither side has a device
+        elsewhere = device != expected.device and device is not None and expected.device is not None
+        if (
+            xp is not expected.xp  # first: dtypes of two libraries can't be compared
+            or elsewhere
+            or (x.dtype != expected.dtype and xp.isdtype(x.dtype, "real floating"))
+        ):
+            received = f"{library_name(xp)} {dtype_name(xp, x.dtype)} on {device}"
+            raise BackendError(f"{name} is {received}, but {whose} {expected}: {_move(name, whose)}")
+
+
+def _move(name: str, whose: str) -> str:
+    # an array as the target brings its library, device and dtype
+    targets = {
+        "the model is": "model.backend",
+        "the parameters are": "next(iter(params.values()))",
+        "the outputs are": "y",
+    }
+    return f"move it with portable_rnn.asarray({name}, {targets.get(whose, whose.removesuffix(' is'))})"
+
+
+def namespace_of(x: Array) -> Any:
+    """The array API namespace of an array."""
+    if type(x) is np.ndarray:  # asked often, and array_namespace takes microseconds
+        return numpy_namespace
+    if array_api_compat.is_jax_array(x):
+        return sys.modules["jax.numpy"]  # array_namespace makes an array to ask, which a transfer guard forbids
+    return array_api_compat.array_namespace(x)
+
+
+def device_of(x: Array) -> Any:
+    """The device that holds an array; None inside a JAX trace."""
+    if type(x) is np.ndarray:
+        return "cpu"
+    return array_api_compat.device(x)
+
+
+def with_axes(x: Array, axes: tuple[int, ...]) -> Array:
+    """``permute_dims(x, axes)``; a small layer asks it often, and NumPy's function takes longer than its method."""
+    return x.transpose(axes) if type(x) is np.ndarray else namespace_of(x).permute_dims(x, axes)
+
+
+def zeros_beside(x: Array, shape: tuple[int, ...]) -> Array:
+    """Zeros of the library, device and dtype of an array."""
+    if type(x) is np.ndarray:  # a wrapped function takes longer than to fill a small array
+        return np.zeros(shape, x.dtype)
+    return namespace_of(x).zeros(shape, dtype=x.dtype, device=device_of(x))
+
+
+@functools.lru_cache(maxsize=64)
+def is_floating(xp: Any, dtype: Any) -> bool:
+    """Whether a dtype of `xp` is a real floating one."""
+    return bool(xp.isdtype(dtype, "real floating"))
+
+
+def leaves(tree: Any) -> Iterator[Array]:
+    """The arrays of a nest of tuples, lists and dicts, in order, without the Nones."""
+    if tree is None:
+        return
+    if isinstance(tree, dict):
+        tree = tree.values()
+    elif not isinstance(tree, (tuple, list)):
+        yield tree
+        return
+    for branch in tree:
+        yield from leaves(branch)
+
+
+def map_leaves(function: Any, tree: Any) -> Any:
+    """The same nest of tuples, lists and dicts with `function` applied to every array."""
+    if tree is None:
+        return None
+    if isinstance(tree, dict):
+        return {key: map_leaves(function, branch) for key, branch in tree.items()}
+    if isinstance(tree, (tuple, list)):
+        mapped = [map_leaves(function, branch) for branch in tree]
+        return type(tree)(*mapped) if hasattr(tree, "_fields") else type(tree)(mapped)
+    return function(tree)
+
+
+def _host_array(x: Any) -> np.ndarray[Any, Any]:
+    try:
+        return np.asarray(x)
+    except ValueError as error:
+        raise InputError(
+            "expected a rectangular nest of numbers, got rows of different lengths: "
+            "pass a list of (T_i, F) arrays, or pad with portable_rnn.data.pad_sequences"
+        ) from error
+
+
+def _as_backend(library: Any) -> Backend:
+    return library if isinstance(library, Backend) else backend(library)
+
+
+def _narrowed(host: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """The 32-bit form, for a library that would narrow the data itself and warn about it."""
+    narrow = {"f": np.float32, "i": np.int32, "u": np.uint32}
+    if host.dtype.kind not in narrow or host.dtype.itemsize < 8:
+        return host
+    return host.astype(narrow[host.dtype.kind])
+
+
+def _import_namespace(name: str) -> Any:
+    if name not in NAMES:
+        raise BackendError(
+            f"unknown backend {name!r}: expected one of {', '.join(NAMES)}, "
+            "or pass the module of another array API library"
+        )
+    info = _find_spec(name)
+    if info is None:
+        raise BackendError(
+            f"backend {name!r} is not installed: run `pip install 'portable-rnn[{name}]'` "
+            "or choose another (`portable-rnn backends` lists them)"
+        )
+    try:
+        return importlib.import_module(_NAMESPACE_MODULES[name])
+    except Exception as error:
+        raise BackendError(f"backend {name!r} is installed but can't be imported: {_first_line(error)}") from error
+
+
+def _find_spec(name: str) -> Any:
+    if name in sys.modules:
+        return sys.modules[name]
+    return importlib.util.find_spec(name)
+
+
+def _namespace_of_module(module: ModuleType) -> Any:
+    name = library_name(module)
+    if name in _NAMESPACE_MODULES:
+        return _import_namespace(name)
+    if not hasattr(module, "__array_namespace_info__"):
+        raise BackendError(
+            f"module {module.__name__!r} does not follow the array API standard: it has no __array_namespace_info__"
+        )
+    return module
+
+
+def _resolve_device(name: str, xp: Any, device: Any, dtype: Any) -> Any:
+    """The library's own device object, the one that its arrays answer with; not every device has float64."""
+    try:
+        if name == "jax" and isinstance(device, str):
+            import jax
+
+            platform, _, index = device.partition(":")
+            device = jax.devices(platform)[int(index or 0)]
+        elif name == "cupy" and device is not None:
+            return xp.cuda.Device(int(str(device).rpartition(":")[2]) if isinstance(device, str) else device)
+        elif name == "array_api_strict" and isinstance(device, str):
+            device = xp.Device(device)
+        return device_of(xp.empty(1, dtype=dtype, device=device))
+    except Exception as error:
+        what = f"device {device!r}" if device is not None else "a default device"
+        raise BackendError(
+            f"backend {name!r} can't use {what}: {_first_line(error)}; `portable-rnn backends` lists the devices"
+        ) from error
+
+
+def _resolve_dtype(name: str, xp: Any, wanted: str) -> Any:
+    if name == "jax" and wanted == "float64":
+        import jax
+
+        if not jax.config.jax_enable_x64:
+            raise BackendError(
+                "JAX would silently compute float64 in float32: "
+                'call jax.config.update("jax_enable_x64", True) first, or choose dtype="float32"'
+            )
+    if name == "jax":
+        return np.dtype(wanted)  # what jax.Array.dtype answers; jnp.float32 itself is a scalar type
+    return getattr(xp, wanted) if name != "numpy" else np.dtype(wanted)
+
+
+def _inspect_library(name: str) -> BackendInfo:
+    if _find_spec(name) is None:
+        reason = f"not installed: pip install 'portable-rnn[{name}]'"
+        return BackendInfo(name, None, False, (), reason)
+    version = _version(name)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            target = backend(name)
+            devices = _devices(target)
+    except BackendError as error:
+        return BackendInfo(name, version, False, (), _first_line(error))
+    return BackendInfo(name, version, True, devices, "")
+
+
+def _devices(target: Backend) -> tuple[str, ...]:
+    if target.name == "torch":
+        # asking torch's namespace info tries every device kind it has ever known, with warnings
+        torch = importlib.import_module("torch")
+        accelerators = torch.accelerator.device_count() if hasattr(torch, "accelerator") else 0
+        kind = torch.accelerator.current_accelerator().type if accelerators else ""
+        return ("cpu", *(f"{kind}:{i}" for i in range(accelerators)))
+    found = target.xp.__array_namespace_info__().devices()
+    if target.name == "dpnp":
+        return tuple(f"{d.backend.name}:{d.device_type.name}:{d.name.strip()}" for d in found)
+    return tuple(str(d) for d in found if d is not None)
+
+
+def _version(name: str) -> str:
+    import importlib.metadata  # takes 20 ms to import
+
+    for distribution in _DISTRIBUTIONS.get(name, (name,)):
+        try:
+            return importlib.metadata.version(distribution)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return "unknown"
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip() or type(error).__name__
+    return text.splitlines()[0].rstrip(".")

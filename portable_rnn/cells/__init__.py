@@ -1,0 +1,30 @@
+"""The recurrent cells: one time step forward, and the same step backward beside it."""
+
+from . import activations
+from .activations import ACTIVATIONS, activation, sigmoid, split_rows
+from .cell import Cell, ElmanCell, GRUCell, LSTMCell, column, columns_of, dropped, summed_outer, weight_shapes
+from .layer_norm import LayerNormGRUCell, LayerNormLSTMCell, normalize, normalize_backward
+from .minimal import MinGRUCell, MinLSTMCell
+
+__all__ = [
+    "ACTIVATIONS",
+    "Cell",
+    "ElmanCell",
+    "GRUCell",
+    "LSTMCell",
+    "LayerNormGRUCell",
+    "LayerNormLSTMCell",
+    "MinGRUCell",
+    "MinLSTMCell",
+    "activation",
+    "activations",
+    "column",
+    "columns_of",
+    "dropped",
+    "normalize",
+    "normalize_backward",
+    "sigmoid",
+    "split_rows",
+    "summed_outer",
+    "weight_shapes",
+]

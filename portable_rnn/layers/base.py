@@ -1,0 +1,440 @@
+"""What every layer shares: initial parameters, checked calls, and the pair `apply` and `vjp`."""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+import math
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+from types import ModuleType
+from typing import Any, ClassVar
+
+import numpy as np
+
+from ..arrays import (
+    Array,
+    Backend,
+    Lengths,
+    Marks,
+    Params,
+    Pullback,
+    State,
+    backend_of,
+    check_same_backend,
+    dtype_name,
+    from_host,
+    is_array,
+    is_floating,
+    is_traced,
+    leaves,
+    map_leaves,
+    namespace_of,
+    to_numpy,
+    zeros_beside,
+)
+from ..arrays import backend as as_backend
+from ..errors import InputError
+from ..execution import forward_only
+
+__all__ = ["Layer", "padded", "random_generator", "valid_steps", "zero_padding"]
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class Layer(abc.ABC):
+    """A layer's configuration; parameters and states are arrays that the caller holds.
+
+    A subclass is a frozen dataclass that gives `parameter_shapes`, `forward` and `backward`, and `check_input` where
+    it wants something else than floating (B, T, features).
+    """
+
+    def __repr__(self) -> str:
+        fields = dataclasses.fields(self)
+        shown = [(f.name, getattr(self, f.name), f.default) for f in fields]
+        inside = ", ".join(
+            repr(value) if default is dataclasses.MISSING else f"{name}={value!r}"
+            for name, value, default in shown
+            if value != default
+        )
+        return f"{type(self).__name__}({inside})"
+
+    keeps_time: ClassVar[bool] = True  # the output has a time axis
+    needs_time: ClassVar[bool] = True  # the input must have one
+    takes_integers: ClassVar[bool] = False  # the input is (B, T) integers, without a features axis
+    streams: ClassVar[bool] = True  # can run one time step at a time
+
+    @property
+    def in_width(self) -> int | None:
+        """Input features, or None where any number will do."""
+        return None
+
+    def out_width(self, features: int | None) -> int | None:
+        """Output features for this many input features (None: unknown)."""
+        return features
+
+    @abc.abstractmethod
+    def parameter_shapes(self) -> dict[str, tuple[int, ...]]:
+        """The name and shape of every parameter, as in torch's state dict."""
+
+    @abc.abstractmethod
+    def forward(self, params: Params, x: Array, state: State, marks: Marks, masks: Any) -> tuple[Array, State, Any]:
+        """(y, final state, residuals), without checks: the traceable inside of `apply` and `vjp`."""
+
+    @abc.abstractmethod
+    def backward(self, params: Params, residuals: Any, dy: Array, dstate: State) -> tuple[Params, Array | None, State]:
+        """(dparams, dx, cotangent of the initial state), without checks; `dstate` may be None."""
+
+    def parameter_gradients(self, params: Params, residuals: Any, dy: Array, dstate: State) -> Params:
+        """The first of what `backward` returns; a layer that gives the others at a price leaves them out here."""
+        return self.backward(params, residuals, dy, dstate)[0]
+
+    @abc.abstractmethod
+    def check_input(self, x: Array, xp: Any) -> None:
+        """Raise InputError where `x` has the wrong rank, feature count or kind of dtype."""
+
+    def check_values(self, x: np.ndarray[Any, Any], lengths: np.ndarray[Any, Any] | None) -> None:  # noqa: B027
+        """Raise InputError where integers before the rows' ends are out of range; called where `takes_integers`."""
+
+    def draw(self, rng: np.random.Generator) -> dict[str, np.ndarray[Any, Any]]:
+        """Initial parameters as float64 NumPy arrays; layers without parameters draw nothing."""
+        return {}
+
+    def dropout_masks(self, rng: np.random.Generator, shape: tuple[int, ...]) -> Any:
+        """Dropout masks for an x of this shape as a nest of NumPy arrays (0 or 1 / (1 - p)), or None.
+
+        Drawn on the host, so that a seed gives the same run on every library; `apply` and `vjp` take them, placed on
+        the parameters' library, as ``masks=``.
+        """
+        return None
+
+    def check_state(self, state: State, batch_size: int) -> None:
+        """Raise InputError where `state` doesn't fit; a layer without state takes None only."""
+        if state is not None:
+            raise InputError(f"{type(self).__name__} has no state: expected state=None, got {type(state).__name__}")
+
+    def init(
+        self, seed: int | np.random.Generator = 0, backend: str | ModuleType | Array | Backend = "numpy"
+    ) -> Params:
+        """Draw initial parameters.
+
+        They are drawn on the host by NumPy's Philox generator, so a seed gives the same numbers on every library.
+
+        Parameters
+        ----------
+        seed : int or numpy.random.Generator
+        backend : as in `portable_rnn.backend`
+
+        Returns
+        -------
+        dict of str to array
+            Named and shaped as in torch's state dict.
+
+        Examples
+        --------
+        >>> import portable_rnn as prnn
+        >>> sorted(prnn.Linear(3, 2).init(seed=0))
+        ['bias', 'weight']
+        """
+        target = backend if isinstance(backend, Backend) else as_backend(backend)
+        drawn = self.draw(random_generator(seed))
+        return {name: from_host(value.astype(target.dtype_name), target) for name, value in drawn.items()}
+
+    def apply(
+        self,
+        params: Params,
+        x: Array | Sequence[Array],
+        state: State = None,
+        lengths: Lengths = None,
+        *,
+        resets: Any = None,
+        masks: Any = None,
+    ) -> tuple[Array, State]:
+        """Run the layer forward.
+
+        Parameters
+        ----------
+        params : dict of str to array
+        x : array (B, T, features), or a list of B arrays (T_i, features)
+        state : optional
+            Initial state, as the layer returns it; zero when left out.
+        lengths : sequence of B integers or integer array, optional
+            Valid steps of each row, 0 to T. What stands behind them is never looked at.
+        resets : array (B, T) of booleans, optional
+            Steps that start from a zero state: several sequences one after another in one row.
+        masks : optional
+            From `dropout_masks`; without them nothing is dropped.
+
+        Returns
+        -------
+        y, state
+
+        Raises
+        ------
+        InputError
+            Shapes, dtypes, lengths or parameter names don't fit.
+        BackendError
+            Arrays of different libraries, devices or floating dtypes.
+        """
+        x, marks = self._checked(params, x, state, lengths, resets)
+        with forward_only():
+            y, final, _ = self.forward(params, x, state, marks, masks)
+        return y, final
+
+    def vjp(
+        self,
+        params: Params,
+        x: Array | Sequence[Array],
+        state: State = None,
+        lengths: Lengths = None,
+        *,
+        resets: Any = None,
+        masks: Any = None,
+    ) -> tuple[Array, State, Pullback]:
+        """Run the layer forward and return the function that runs it backward.
+
+        Parameters
+        ----------
+        params, x, state, lengths, resets, masks
+            As in `apply`.
+
+        Returns
+        -------
+        y, state, pullback
+            ``dparams, dx, dstate = pullback(dy, dstate=None)`` takes the cotangents of `y` and of the final state
+            (None means zero) and returns those of the parameters, of `x` (None where `x` is integers) and of the
+            initial state.
+
+        Raises
+        ------
+        InputError, BackendError
+            As in `apply`; the pullback too, for cotangents that don't fit.
+        """
+        x, marks = self._checked(params, x, state, lengths, resets)
+        y, final, residuals = self.forward(params, x, state, marks, masks)
+
+        def pullback(dy: Array | None = None, dstate: State = None) -> tuple[Params, Array | None, State]:
+            check_cotangent("dy", dy, y)
+            check_cotangent("dstate", dstate, final)
+            zero = namespace_of(y).zeros_like
+            return self.backward(params, residuals, zero(y) if dy is None else dy, dstate)
+
+        return y, final, pullback
+
+    def _checked(self, params: Params, x: Any, state: State, lengths: Lengths, resets: Any) -> tuple[Array, Marks]:
+        if isinstance(x, (list, tuple)) and x and all(is_array(row) for row in x):
+            check_same_backend(backend_of(x[0]), {f"x[{k}]": row for k, row in enumerate(x)}, whose="x[0] is")
+            if lengths is not None:
+                raise InputError("x is a list of sequences, which have their own lengths: leave lengths out")
+            x, lengths = padded(backend_of(x[0]).xp, x)
+        if not is_array(x):
+            raise InputError(f"x must be an array, got {type(x).__name__}: pass portable_rnn.asarray(x, backend)")
+        self.check_params(params)
+        common = backend_of(*params.values()) if params else backend_of(x)
+        named = dict(params) | {"x": x}
+        named |= {f"state[{k}]": leaf for k, leaf in enumerate(leaves(state))}
+        if not params and not common.xp.isdtype(x.dtype, "real floating"):
+            named.pop("x")
+        check_same_backend(common, named)
+        self.check_input(x, common.xp)
+        self.check_state(state, x.shape[0])
+        marks = checked_marks(lengths, resets, x)
+        if self.takes_integers and not is_traced(x) and not is_traced(marks.lengths):
+            self.check_values(to_numpy(x), None if marks.lengths is None else to_numpy(marks.lengths))
+        return x, marks
+
+    @cached_property
+    def _shapes(self) -> dict[str, tuple[int, ...]]:
+        return self.parameter_shapes()
+
+    def check_params(self, params: Params) -> None:
+        """Raise InputError where names or shapes of `params` are not `parameter_shapes`."""
+        if not isinstance(params, dict):
+            raise InputError(f"params must be a dict of arrays, as layer.init() returns, got {type(params).__name__}")
+        shapes = self._shapes
+        if params.keys() != shapes.keys():
+            missing = ", ".join(sorted(shapes.keys() - params.keys())) or "none"
+            extra = ", ".join(sorted(params.keys() - shapes.keys())) or "none"
+            raise InputError(
+                f"parameters do not fit {self}: missing {missing}; unexpected {extra}; "
+                "layer.init() or model.params has them all"
+            )
+        for name, shape in shapes.items():
+            if not is_array(params[name]):
+                raise InputError(f"parameter {name!r} must be an array, got {type(params[name]).__name__}")
+            if tuple(params[name].shape) != shape:
+                raise InputError(f"parameter {name!r} must have shape {shape}, got {tuple(params[name].shape)}")
+
+
+def random_generator(seed: int | np.random.Generator) -> np.random.Generator:
+    """NumPy's Philox generator: the same stream on every machine and NumPy version that has it."""
+    if isinstance(seed, np.random.Generator):
+        return seed
+    if not isinstance(seed, (int, np.integer)) or isinstance(seed, bool) or seed < 0:
+        raise InputError(f"seed must be a non-negative integer or a numpy Generator, got {seed!r}")
+    return np.random.Generator(np.random.Philox(int(seed)))
+
+
+def uniform(
+    rng: np.random.Generator, shapes: dict[str, tuple[int, ...]], bound: float
+) -> dict[str, np.ndarray[Any, Any]]:
+    """Every parameter from U(-bound, bound), in the order of `shapes`."""
+    return {name: rng.uniform(-bound, bound, shape) for name, shape in shapes.items()}
+
+
+def inverse_sqrt(size: int) -> float:
+    """``1 / sqrt(size)``: the bound of torch's uniform initialisation."""
+    return 1 / math.sqrt(size)
+
+
+def chosen(rng: np.random.Generator, shape: Iterable[int], p: float) -> np.ndarray[Any, Any]:
+    """Booleans, true with probability `p`.
+
+    An entry takes 16 random bits. Where those leave it open, once in 65,536, a float is drawn: the probability is `p`
+    itself, at less than half the cost of a float for each entry.
+    """
+    shape = tuple(shape)
+    count = math.prod(shape)
+    words = rng.integers(0, 2**64 - 1, -(-count // 4), dtype=np.uint64, endpoint=True)
+    bits = words.astype("<u8", copy=False).view("<u2")[:count]  # the same on a machine of either byte order
+    whole, rest = divmod(p * 2**16, 1)
+    found = bits < int(whole)
+    undecided = np.flatnonzero(bits == int(whole))
+    found[undecided] = rng.random(undecided.size) < rest
+    return found.reshape(shape)
+
+
+def keep_mask(rng: np.random.Generator, shape: Iterable[int], p: float) -> np.ndarray[Any, Any]:
+    """A dropout mask, 0 with probability `p` and else ``1 / (1 - p)``; float32, which every backend widens exactly."""
+    kept: np.ndarray[Any, Any] = ~chosen(rng, shape, p)
+    return kept.astype(np.float32) * np.float32(1 / (1 - p))
+
+
+def choice_mask(rng: np.random.Generator, shape: Iterable[int], p: float) -> np.ndarray[Any, Any]:
+    """1 with probability `p`, else 0."""
+    return chosen(rng, shape, p).astype(np.float32)
+
+
+def place_masks(masks: Any, target: Backend) -> Any:
+    """Masks from `Layer.dropout_masks` as arrays of the backend."""
+    return map_leaves(lambda mask: from_host(mask.astype(target.dtype_name, copy=False), target), masks)
+
+
+def check_rank_and_features(x: Array, xp: Any, ranks: tuple[int, ...], features: int | None, who: str) -> None:
+    """Raise InputError unless `x` is floating, not empty, of one of `ranks`, with `features` on its last axis."""
+    if x.ndim not in ranks:
+        wanted = " or ".join("(batch, time, features)" if r == 3 else "(batch, features)" for r in ranks)
+        hint = "; add the missing axis, such as x[None, ...] for one sequence" if x.ndim < min(ranks) else ""
+        raise InputError(f"{who} expects x of shape {wanted}, got shape {tuple(x.shape)}{hint}")
+    if 0 in x.shape:
+        raise InputError(f"{who} expects at least one row, step and feature, got shape {tuple(x.shape)}")
+    if features is not None and x.shape[-1] != features:
+        raise InputError(f"{who} expects {features} features, got {x.shape[-1]} (shape {tuple(x.shape)})")
+    if not is_floating(xp, x.dtype):
+        raise InputError(
+            f"{who} expects floating x, got {dtype_name(xp, x.dtype)}: "
+            "convert it with portable_rnn.asarray(x, backend, dtype='float32')"
+        )
+
+
+def check_cotangent(name: str, cotangent: Any, value: Any) -> None:
+    """Raise where a cotangent has another structure, shape, library or dtype than the value it belongs to."""
+    if cotangent is None:
+        return
+    if isinstance(value, (tuple, list)):
+        if not isinstance(cotangent, (tuple, list)) or len(cotangent) != len(value):
+            raise InputError(f"{name} must be a tuple of {len(value)}, as the state, got {type(cotangent).__name__}")
+        for k, (part, of) in enumerate(zip(cotangent, value, strict=True)):
+            check_cotangent(f"{name}[{k}]", part, of)
+        return
+    if value is None:
+        raise InputError(f"{name} must be None: this layer has no state")
+    check_same_backend(backend_of(value), {name: cotangent}, whose="the outputs are")
+    if tuple(cotangent.shape) != tuple(value.shape):
+        raise InputError(f"{name} must have shape {tuple(value.shape)}, got {tuple(cotangent.shape)}")
+
+
+def checked_marks(lengths: Lengths, resets: Any, x: Array) -> Marks:
+    """Lengths and resets as arrays beside `x`."""
+    if lengths is None and resets is None:
+        return Marks()
+    if x.ndim < 2 or (x.ndim == 2 and namespace_of(x).isdtype(x.dtype, "real floating")):
+        raise InputError(f"lengths and resets need a time axis, but x has shape {tuple(x.shape)}")
+    batch_size, steps = x.shape[:2]
+    if lengths is not None:
+        lengths = checked_lengths(lengths, batch_size, steps, x)
+    if resets is not None:
+        resets = checked_resets(resets, batch_size, steps, x)
+    return Marks(lengths, resets)
+
+
+def checked_resets(resets: Any, batch_size: int, steps: int, x: Array) -> Array:
+    """`resets` as a boolean array (B, T) beside `x`."""
+    like = backend_of(x)
+    if not is_array(resets) or (isinstance(resets, np.ndarray) and like.name != "numpy"):
+        resets = like.xp.asarray(to_numpy(resets)) if is_traced(x) else from_host(to_numpy(resets), like)
+    check_same_backend(like, {"resets": resets}, whose="x is")
+    if tuple(resets.shape) != (batch_size, steps) or not like.xp.isdtype(resets.dtype, "bool"):
+        raise InputError(
+            f"resets must be booleans of shape {(batch_size, steps)}, one for each row and step of x, "
+            f"got {dtype_name(like.xp, resets.dtype)} of shape {tuple(resets.shape)}"
+        )
+    return resets
+
+
+def checked_lengths(lengths: Any, batch_size: int, steps: int, x: Array) -> Array | None:
+    """`lengths` as an integer array (B,) beside `x`, or None where every row is whole.
+
+    Host integers are checked for their range; so are arrays, at the price of reading them back, unless they are
+    traced.
+    """
+    if is_array(lengths) and is_traced(lengths):
+        return lengths
+    host = to_numpy(lengths)
+    if host.ndim != 1 or host.shape[0] != batch_size:
+        raise InputError(
+            f"lengths must have one integer for each of the {batch_size} rows, got shape {tuple(host.shape)}"
+        )
+    if host.dtype.kind not in "iu":
+        raise InputError(f"lengths must be integers, got {host.dtype}")
+    bad = host[(host < 0) | (host > steps)]
+    if bad.size:
+        raise InputError(f"lengths must lie between 0 and {steps} (the time steps of x), got {int(bad[0])}")
+    like = backend_of(x)
+    if is_array(lengths) and not isinstance(lengths, np.ndarray):
+        check_same_backend(like, {"lengths": lengths}, whose="x is")
+        return lengths
+    if is_traced(x):
+        return like.xp.asarray(host.astype(np.int32))
+    return from_host(host.astype(np.int32), like)
+
+
+def valid_steps(xp: Any, lengths: Array, steps: int, like: Array) -> Array:
+    """Booleans (B, T): whether step t of row b is before its end."""
+    times = xp.arange(steps, dtype=lengths.dtype, device=backend_of(like).device)
+    return times[None, :] < lengths[:, None]
+
+
+def padded(xp: Any, rows: Sequence[Array]) -> tuple[Array, list[int]]:
+    """A list of sequences (T_i, ...) of one library as one array (B, T, ...) and their lengths."""
+    shapes = [tuple(row.shape) for row in rows]
+    if any(len(shape) < 1 or shape[1:] != shapes[0][1:] for shape in shapes):
+        other = next(shape for shape in shapes if not shape or shape[1:] != shapes[0][1:])
+        raise InputError(
+            f"the sequences of a list must agree in all but their length, got shapes {shapes[0]} and {other}"
+        )
+    steps = max(1, *(shape[0] for shape in shapes))
+    filled = [
+        xp.concat([row, zeros_beside(row, (steps - row.shape[0], *row.shape[1:]))], axis=0)
+        if row.shape[0] < steps
+        else row
+        for row in rows
+    ]
+    return xp.stack(filled), [shape[0] for shape in shapes]
+
+
+def zero_padding(xp: Any, x: Array, lengths: Array | None) -> Array:
+    """`x` (B, T, ...) with everything past the rows' ends replaced by zero, NaN included."""
+    if lengths is None:
+        return x
+    valid = valid_steps(xp, lengths, x.shape[1], x)
+    return xp.where(valid[(...,) + (None,) * (x.ndim - 2)], x, xp.zeros_like(x))

@@ -1,0 +1,209 @@
+"""Streams: a network run one time step at a time, with constant memory and little overhead for a step."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..arrays import (
+    Array,
+    Marks,
+    Params,
+    State,
+    asarray,
+    check_same_backend,
+    is_array,
+    leaves,
+    map_leaves,
+    namespace_of,
+    zeros_beside,
+)
+from ..errors import InputError
+from ..execution import jit
+from ..layers import (
+    Layer,
+    Linear,
+    Sequential,
+    check_streams,
+    flat_layers,
+    is_recurrent,
+    one_direction,
+    state_sizes,
+    suffixes,
+    with_prefix,
+)
+from .model import Model
+
+__all__ = ["Stream"]
+
+
+class Stream:
+    """A model that is fed one time step at a time.
+
+    The weights are laid out once, when the stream is made; a step then costs the cell's arithmetic and little else.
+    The model's later training doesn't reach a stream that exists already.
+
+    Parameters
+    ----------
+    model : Model
+    batch_size : int
+        Streams that run side by side.
+
+    Raises
+    ------
+    InputError
+        A bidirectional or reversed layer, or a pooling over time, needs the whole sequence.
+
+    Examples
+    --------
+    >>> import numpy as np, portable_rnn as prnn
+    >>> model = prnn.Model(prnn.Sequential(prnn.LSTM(3, 8), prnn.Linear(8, 2)), seed=0)
+    >>> stream = prnn.Stream(model)
+    >>> x = np.ones((1, 5, 3), dtype="float32")
+    >>> steps = [stream.step(x[:, t]) for t in range(5)]
+    >>> bool(np.allclose(steps[-1], model.predict(x)[:, -1], atol=1e-6))
+    True
+    """
+
+    def __init__(self, model: Model, batch_size: int = 1) -> None:
+        check_streams(model.network)
+        self.batch_size = batch_size
+        self._model = model
+        self._network = model.network
+        self._xp = model.backend.xp
+        self._weights = jit(self._xp, prepare, static=("network",))(model.params, network=model.network)
+        self._run = jit(self._xp, stream_step, static=("network",))
+        self._shape = (batch_size,) if model.network.takes_integers else (batch_size, model.network.in_width)
+        self._state: Any = None
+        self.reset()
+
+    def step(self, x_t: Array) -> Array:
+        """Take one time step.
+
+        Parameters
+        ----------
+        x_t : array (B, F) of the model's library, or (B,) integers where the network starts with an Embedding
+
+        Returns
+        -------
+        y_t : array (B, ...)
+        """
+        if not is_array(x_t):
+            x_t = asarray(x_t, self._model.backend)
+        if x_t.dtype != self._model.backend.dtype or type(x_t) is not self._array_type:
+            check_same_backend(self._model.backend, {"x_t": x_t}, whose="the model is")
+        if x_t.shape != self._shape:
+            raise InputError(f"a step of this stream must have shape {self._shape}, got {tuple(x_t.shape)}")
+        y, self._state = self._run(self._weights, x_t, self._state, network=self._network)
+        return y
+
+    def reset(self, rows: Any = None) -> None:
+        """Go back to the zero state.
+
+        Parameters
+        ----------
+        rows : B booleans, optional
+            Which of the streams; all of them when left out.
+        """
+        zeros = jit(self._xp, zero_state, static=("network", "batch_size"))
+        fresh = zeros(self._model.params, network=self._network, batch_size=self.batch_size)
+        self._array_type = type(next(iter(self._model.params.values())))
+        if rows is None:
+            self._state = fresh
+            return
+        flags = asarray(rows, self._model.backend)
+        if tuple(flags.shape) != (self.batch_size,) or not self._xp.isdtype(flags.dtype, "bool"):
+            raise InputError(
+                f"rows must be {self.batch_size} booleans, got {flags.dtype} of shape {tuple(flags.shape)}"
+            )
+        self._state = jit(self._xp, choose)(flags, fresh, self._state)
+
+    @property
+    def state(self) -> State:
+        """The state in the form that `Layer.apply` and `Model.step` take."""
+        return jit(self._xp, public_state, static=("network",))(self._state, network=self._network)
+
+
+# ---------------------------------------------------------------------- pure functions of (weights, x, state)
+# Inside a stream everything is feature-first: x and y are columns (F, B), and the state of a recurrent layer is a list
+# with one tuple of columns for each layer of its stack.
+
+
+def prepare(params: Params, *, network: Layer) -> list[Any]:
+    """Each layer's weights as a step wants them."""
+    prepared: list[Any] = []
+    for prefix, layer in flat_layers(network):
+        own = with_prefix(params, prefix)
+        if is_recurrent(layer):
+            xp = namespace_of(own["weight_ih_l0"])
+            own_of = [one_direction(own, end) for (end,) in suffixes(layer)]
+            prepared.append([layer.cell.prepare(xp, p) for p in own_of])
+        else:
+            prepared.append(own)
+    return prepared
+
+
+def zero_state(params: Params, *, network: Layer, batch_size: int) -> list[Any]:
+    """The state before the first step."""
+    like = next(iter(params.values()))
+    return [
+        [tuple(zeros_beside(like, (rows, batch_size)) for rows in state_sizes(layer)) for _ in range(layer.num_layers)]
+        if is_recurrent(layer)
+        else None
+        for _, layer in flat_layers(network)
+    ]
+
+
+def stream_step(weights: list[Any], x_t: Array, state: list[Any], *, network: Layer) -> tuple[Array, list[Any]]:
+    """One time step through all layers: x_t (B, F) -> y_t (B, O), new state."""
+    y = x_t.T if x_t.ndim == 2 else x_t
+    new_state = []
+    for (_, layer), own, start in zip(flat_layers(network), weights, state, strict=True):
+        if is_recurrent(layer):
+            y, start = _recurrent_step(layer, own, y, start)
+        elif isinstance(layer, Linear):
+            y = own["weight"] @ y + own["bias"][:, None] if layer.bias else own["weight"] @ y
+        else:
+            x = y[:, None] if layer.takes_integers else y.T[:, None, :]
+            out, _, _ = layer.forward(own, x, None, Marks(), None)
+            y = (out[:, 0, :] if layer.keeps_time else out).T
+        new_state.append(start)
+    return y.T, new_state
+
+
+def _recurrent_step(layer: Any, weights: list[Params], x: Array, state: list[Any]) -> tuple[Array, list[Any]]:
+    xp = namespace_of(x)
+    new_state = []
+    for w, start in zip(weights, state, strict=True):
+        z = w["Wx"] @ x
+        if "b" in w:
+            z = z + w["b"]
+        new, _ = layer.cell.step(xp, w, z, start, None)
+        if layer.zoneout:
+            new = tuple(n + layer.zoneout * (old - n) for n, old in zip(new, start, strict=True))
+        new_state.append(new)
+        x = new[0]
+    return x, new_state
+
+
+def choose(flags: Array, first: Any, second: Any) -> Any:
+    """Column by column, `first` where the flag is true, else `second`."""
+    xp = namespace_of(flags)
+    pairs = iter(list(leaves(first)))
+    return map_leaves(lambda other: xp.where(flags, next(pairs), other), second)
+
+
+def public_state(state: list[Any], *, network: Layer) -> State:
+    """A stream's state as the network's own."""
+    parts = iter(state)
+
+    def build(layer: Any) -> State:
+        if isinstance(layer, Sequential):
+            return tuple(build(part) for part in layer.layers)
+        own = next(parts)
+        if own is None:
+            return None
+        xp = namespace_of(own[0][0])
+        arrays = tuple(xp.stack([xp.permute_dims(columns[k], (1, 0)) for columns in own]) for k in range(len(own[0])))
+        return arrays if len(arrays) > 1 else arrays[0]
+
+    return build(network)

@@ -1,0 +1,228 @@
+"""Losses: each returns its value and its gradient with respect to the prediction.
+
+A loss is the mean over all elements that count. With `lengths`, a prediction (B, T, F) counts only in the steps before
+each row's end, whatever stands behind them in prediction or target.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+from ..arrays import Array, backend_of, dtype_name, namespace_of
+from ..cells import sigmoid
+from ..errors import InputError
+from ..layers import valid_steps
+
+__all__ = [
+    "Huber",
+    "Loss",
+    "binary_cross_entropy",
+    "cross_entropy",
+    "huber",
+    "loss_function",
+    "loss_name",
+    "mae",
+    "mse",
+]
+
+# (prediction, target, lengths) -> (value, gradient with respect to the prediction)
+Loss: TypeAlias = Callable[[Array, Array, Array | None], tuple[Array, Array]]
+
+
+def mse(prediction: Array, target: Array, lengths: Array | None = None) -> tuple[Array, Array]:
+    """Mean squared error, ``mean((prediction - target)**2)``.
+
+    Parameters
+    ----------
+    prediction : array (B, F) or (B, T, F)
+    target : array of the same shape, or without the last axis where F is 1
+    lengths : integer array (B,), optional
+
+    Returns
+    -------
+    value : array ()
+    gradient : array, as the prediction
+
+    Raises
+    ------
+    InputError
+        The shapes don't fit.
+
+    Examples
+    --------
+    >>> import numpy as np, portable_rnn as prnn
+    >>> value, gradient = prnn.losses.mse(np.array([[1.0], [4.0]]), np.array([[1.0], [2.0]]))
+    >>> float(value), gradient.tolist()
+    (2.0, [[0.0], [2.0]])
+    """
+    return _elementwise(prediction, target, lengths, lambda xp, p, t: ((p - t) ** 2, 2 * (p - t)))
+
+
+def mae(prediction: Array, target: Array, lengths: Array | None = None) -> tuple[Array, Array]:
+    """Mean absolute error, ``mean(abs(prediction - target))``.
+
+    The gradient where the two are equal is zero. Shapes and result as in `mse`.
+    """
+    return _elementwise(prediction, target, lengths, lambda xp, p, t: (xp.abs(p - t), xp.sign(p - t)))
+
+
+@dataclass(frozen=True)
+class Huber:
+    """``e**2 / 2`` where ``|e| <= delta``, else ``delta * (|e| - delta / 2)``; shapes as in `mse`.
+
+    Source: Huber (1964), Robust estimation of a location parameter; `torch.nn.HuberLoss`.
+    """
+
+    delta: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.delta, (int, float)) or not self.delta > 0:
+            raise InputError(f"delta must be positive, got {self.delta!r}")
+
+    def __call__(self, prediction: Array, target: Array, lengths: Array | None = None) -> tuple[Array, Array]:
+        """The loss and its gradient."""
+
+        def value_and_slope(xp: Any, p: Array, t: Array) -> tuple[Array, Array]:
+            error = p - t
+            slope = xp.clip(error, -self.delta, self.delta)
+            return slope * (error - slope / 2), slope
+
+        return _elementwise(prediction, target, lengths, value_and_slope)
+
+
+def huber(delta: float = 1.0) -> Huber:
+    """The Huber loss with a threshold of its own; the name "huber" means ``delta=1``."""
+    return Huber(delta)
+
+
+def binary_cross_entropy(prediction: Array, target: Array, lengths: Array | None = None) -> tuple[Array, Array]:
+    """Cross-entropy of Bernoulli outputs, from logits.
+
+    ``mean(log(1 + exp(p)) - t * p)`` with targets in [0, 1], integers or floats; shapes as in `mse`. As
+    `torch.nn.BCEWithLogitsLoss`.
+    """
+
+    def value_and_slope(xp: Any, p: Array, t: Array) -> tuple[Array, Array]:
+        # log(1 + exp(p)) - t * p, the large terms first: they cancel exactly where the output is sure and right
+        value = (xp.maximum(p, xp.zeros_like(p)) - t * p) + xp.log1p(xp.exp(-xp.abs(p)))
+        return value, sigmoid(xp, p) - t
+
+    return _elementwise(prediction, target, lengths, value_and_slope)
+
+
+def cross_entropy(prediction: Array, target: Array, lengths: Array | None = None) -> tuple[Array, Array]:
+    """Cross-entropy of classes, from logits: ``mean(-log_softmax(prediction)[target])``.
+
+    Parameters
+    ----------
+    prediction : array (B, C) or (B, T, C)
+        Logits of C classes, for each row or each step.
+    target : array
+        Integer classes (B,) or (B, T); or probabilities such as one-hot rows, shaped as the prediction.
+    lengths : integer array (B,), optional
+
+    Returns
+    -------
+    value : array ()
+    gradient : array, as the prediction
+
+    Raises
+    ------
+    InputError
+        The shapes don't fit.
+
+    Examples
+    --------
+    >>> import numpy as np, portable_rnn as prnn
+    >>> value, _ = prnn.losses.cross_entropy(np.zeros((1, 4)), np.array([2]))
+    >>> round(float(value), 4)
+    1.3863
+    """
+    xp = namespace_of(prediction)
+    shape = tuple(prediction.shape)
+    if tuple(target.shape) not in (shape, shape[:-1]):
+        raise InputError(
+            f"targets of cross_entropy must have shape {shape[:-1]} (integer classes) or {shape} (one-hot), "
+            f"got {tuple(target.shape)}"
+        )
+    if target.ndim < prediction.ndim:
+        if not xp.isdtype(target.dtype, "integral"):
+            raise InputError(
+                f"class targets of cross_entropy must be integers, got {dtype_name(xp, target.dtype)}: "
+                f"pass integers of shape {shape[:-1]} or one-hot rows of shape {shape}"
+            )
+        if xp.iinfo(target.dtype).max < shape[-1]:  # uint8 can't count 300 classes
+            target = xp.astype(target, xp.int32)
+        classes = xp.arange(shape[-1], dtype=target.dtype, device=backend_of(target).device)
+        target = target[..., None] == classes
+    shifted = prediction - xp.max(prediction, axis=-1, keepdims=True)
+    exponentials = xp.exp(shifted)
+    total = xp.sum(exponentials, axis=-1, keepdims=True)
+    target = xp.astype(target, prediction.dtype)
+    log_probabilities = shifted - xp.log(total)
+    values = -target * log_probabilities
+    slopes = exponentials / total * xp.sum(target, axis=-1, keepdims=True) - target
+    return _mean(xp, values, slopes, lengths, elements=1)
+
+
+_LOSSES: dict[str, Loss] = {
+    "mse": mse,
+    "mae": mae,
+    "huber": Huber(),
+    "cross_entropy": cross_entropy,
+    "binary_cross_entropy": binary_cross_entropy,
+}
+
+
+def loss_function(loss: str | Loss) -> Loss:
+    """A loss by its name; a callable is returned as it is.
+
+    Raises
+    ------
+    InputError
+        No loss has this name.
+    """
+    if callable(loss):
+        return loss
+    if not isinstance(loss, str) or loss not in _LOSSES:
+        raise InputError(f"unknown loss {loss!r}: expected one of {', '.join(_LOSSES)}, or a function")
+    return _LOSSES[loss]
+
+
+def loss_name(loss: Loss) -> str | None:
+    """The name under which a checkpoint can find the loss again, or None."""
+    return next((name for name, known in _LOSSES.items() if known == loss), None)
+
+
+def _elementwise(
+    prediction: Array,
+    target: Array,
+    lengths: Array | None,
+    value_and_slope: Callable[[Any, Array, Array], tuple[Array, Array]],
+) -> tuple[Array, Array]:
+    xp = namespace_of(prediction)
+    shape = tuple(prediction.shape)
+    if tuple(target.shape) == shape[:-1] and shape[-1] == 1:
+        target = target[..., None]
+    if tuple(target.shape) != shape:
+        raise InputError(f"targets must have the shape of the prediction, {shape}, got {tuple(target.shape)}")
+    target = xp.astype(target, prediction.dtype)
+    values, slopes = value_and_slope(xp, prediction, target)
+    return _mean(xp, values, slopes, lengths, elements=shape[-1])
+
+
+def _mean(xp: Any, values: Array, slopes: Array, lengths: Array | None, elements: int) -> tuple[Array, Array]:
+    """Sum over count: `elements` is how many a step counts for."""
+    if lengths is None or values.ndim < 3:
+        count = elements
+        for size in values.shape[:-1]:
+            count *= size
+        return xp.sum(values) / count, slopes / count
+    valid = valid_steps(xp, lengths, values.shape[1], values)[:, :, None]
+    total = xp.astype(xp.sum(lengths), values.dtype) * elements
+    total = xp.maximum(total, xp.ones_like(total))
+    values = xp.where(valid, values, xp.zeros_like(values))
+    slopes = xp.where(valid, slopes, xp.zeros_like(slopes))
+    return xp.sum(values) / total, slopes / total

@@ -1,0 +1,443 @@
+"""Optimizers: pairs of pure functions, ``init(params) -> state`` and ``update(grads, state, params)``.
+
+Nothing is changed in place, so a whole training step can be one compiled function. An optimizer is a frozen dataclass:
+two with equal settings are equal, and JAX compiles a step with them once.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from numbers import Real
+from typing import Any, Protocol, TypeAlias
+
+import numpy as np
+
+from ..arrays import Array, Params, device_of, namespace_of
+from ..errors import InputError
+
+__all__ = [
+    "Adam",
+    "Optimizer",
+    "RMSprop",
+    "Sgd",
+    "adam",
+    "adamw",
+    "clip_by_global_norm",
+    "cosine_decay",
+    "exponential_decay",
+    "global_norm",
+    "optimizer_of",
+    "piecewise_constant",
+    "positive_number",
+    "rmsprop",
+    "sgd",
+    "warmup_cosine_decay",
+]
+
+# Number of updates so far, an array () or a number -> learning rate
+Schedule: TypeAlias = Callable[[Any], Any]
+OptimizerState: TypeAlias = dict[str, Any]
+
+
+class Optimizer(Protocol):
+    """What `Model.fit` needs of an optimizer."""
+
+    def init(self, params: Params) -> OptimizerState:
+        """The state before the first update."""
+
+    def update(self, grads: Params, state: OptimizerState, params: Params) -> tuple[Params, OptimizerState]:
+        """(new parameters, new state)."""
+
+
+@dataclass(frozen=True)
+class Sgd:
+    """Gradient descent with momentum; see `sgd`."""
+
+    learning_rate: float | Schedule
+    momentum: float = 0.0
+    nesterov: bool = False
+
+    def init(self, params: Params) -> OptimizerState:
+        """The state before the first update."""
+        return _start(params, ("velocity",) if self.momentum else ())
+
+    def update(self, grads: Params, state: OptimizerState, params: Params) -> tuple[Params, OptimizerState]:
+        """(new parameters, new state)."""
+        rate, count = _rate(self.learning_rate, state), state["count"] + 1
+        if not self.momentum:
+            return {k: p - rate * grads[k] for k, p in params.items()}, {"count": count}
+        velocity = {k: self.momentum * v + grads[k] for k, v in state["velocity"].items()}
+        steps = velocity
+        if self.nesterov:
+            steps = {k: grads[k] + self.momentum * v for k, v in velocity.items()}
+        return {k: p - rate * steps[k] for k, p in params.items()}, {"count": count, "velocity": velocity}
+
+
+@dataclass(frozen=True)
+class RMSprop:
+    """See `rmsprop`."""
+
+    learning_rate: float | Schedule
+    decay: float = 0.99
+    eps: float = 1e-8
+
+    def init(self, params: Params) -> OptimizerState:
+        """The state before the first update."""
+        return _start(params, ("square",))
+
+    def update(self, grads: Params, state: OptimizerState, params: Params) -> tuple[Params, OptimizerState]:
+        """(new parameters, new state)."""
+        xp = _namespace(params)
+        rate, count = _rate(self.learning_rate, state), state["count"] + 1
+        square = {k: self.decay * s + (1 - self.decay) * grads[k] ** 2 for k, s in state["square"].items()}
+        new = {k: p - rate * grads[k] / (xp.sqrt(square[k]) + self.eps) for k, p in params.items()}
+        return new, {"count": count, "square": square}
+
+
+@dataclass(frozen=True)
+class Adam:
+    """See `adam` and `adamw`."""
+
+    learning_rate: float | Schedule
+    beta1: float = 0.9
+    beta2: float = 0.999
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+
+    def init(self, params: Params) -> OptimizerState:
+        """The state before the first update."""
+        return _start(params, ("mean", "square"))
+
+    def update(self, grads: Params, state: OptimizerState, params: Params) -> tuple[Params, OptimizerState]:
+        """(new parameters, new state)."""
+        xp = _namespace(params)
+        rate, count = _rate(self.learning_rate, state), state["count"] + 1
+        mean = {k: self.beta1 * m + (1 - self.beta1) * grads[k] for k, m in state["mean"].items()}
+        square = {k: self.beta2 * s + (1 - self.beta2) * grads[k] ** 2 for k, s in state["square"].items()}
+        # The bias corrections of mean and square, both folded into scalars
+        root = xp.sqrt(1 - self.beta2**count)
+        step = rate / (1 - self.beta1**count)
+        new = {}
+        for k, p in params.items():
+            if self.weight_decay:
+                p = p - rate * self.weight_decay * p
+            new[k] = p - step * mean[k] / (xp.sqrt(square[k]) / root + self.eps)
+        return new, {"count": count, "mean": mean, "square": square}
+
+
+def sgd(learning_rate: float | Schedule = 0.01, momentum: float = 0.0, nesterov: bool = False) -> Sgd:
+    """Gradient descent: ``v = momentum * v + g; p = p - learning_rate * v``, as `torch.optim.SGD`.
+
+    Parameters
+    ----------
+    learning_rate : float or schedule
+    momentum : float
+    nesterov : bool
+        Step along ``g + momentum * v``.
+
+    Raises
+    ------
+    InputError
+        A setting is out of its range.
+
+    Examples
+    --------
+    >>> import numpy as np, portable_rnn as prnn
+    >>> optimizer = prnn.sgd(0.5)
+    >>> params = {"w": np.array([1.0])}
+    >>> params, state = optimizer.update({"w": np.array([0.2])}, optimizer.init(params), params)
+    >>> params["w"].tolist()
+    [0.9]
+    """
+    momentum = _decay("momentum", momentum)
+    if nesterov and not momentum:
+        raise InputError("nesterov=True needs a momentum above 0, got momentum=0")
+    return Sgd(_learning_rate(learning_rate), momentum, nesterov)
+
+
+def rmsprop(learning_rate: float | Schedule = 0.01, decay: float = 0.99, eps: float = 1e-8) -> RMSprop:
+    """``s = decay * s + (1 - decay) * g**2; p = p - learning_rate * g / (sqrt(s) + eps)``, as `torch.optim.RMSprop`.
+
+    Parameters
+    ----------
+    learning_rate : float or schedule
+    decay : float
+        Of the running mean of squared gradients, in [0, 1).
+    eps : float
+        Keeps the divisor from zero.
+
+    References
+    ----------
+    Hinton, Neural networks for machine learning, lecture 6 (2012).
+    """
+    return RMSprop(_learning_rate(learning_rate), _decay("decay", decay), positive_number("eps", eps))
+
+
+def adam(learning_rate: float | Schedule = 1e-3, beta1: float = 0.9, beta2: float = 0.999, eps: float = 1e-8) -> Adam:
+    """Adam with bias correction, as `torch.optim.Adam`.
+
+    Parameters
+    ----------
+    learning_rate : float or schedule
+    beta1, beta2 : float
+        Of the running means of gradients and of their squares, in [0, 1).
+    eps : float
+        Keeps the divisor from zero.
+
+    References
+    ----------
+    Kingma and Ba (2014), Adam: a method for stochastic optimization, arXiv:1412.6980.
+    """
+    return adamw(learning_rate, beta1, beta2, eps, weight_decay=0.0)
+
+
+def adamw(
+    learning_rate: float | Schedule = 1e-3,
+    beta1: float = 0.9,
+    beta2: float = 0.999,
+    eps: float = 1e-8,
+    weight_decay: float = 0.01,
+) -> Adam:
+    """Adam with decoupled weight decay, ``p = p - learning_rate * weight_decay * p``, as `torch.optim.AdamW`.
+
+    Parameters
+    ----------
+    learning_rate, beta1, beta2, eps
+        As in `adam`.
+    weight_decay : float
+        Share of a parameter that an update with learning rate 1 takes away.
+
+    References
+    ----------
+    Loshchilov and Hutter (2017), Decoupled weight decay regularization, arXiv:1711.05101.
+    """
+    if not _is_number(weight_decay) or not 0 <= weight_decay < math.inf:
+        raise InputError(f"weight_decay must be a finite number of at least 0, got {weight_decay!r}")
+    return Adam(
+        _learning_rate(learning_rate),
+        _decay("beta1", beta1),
+        _decay("beta2", beta2),
+        positive_number("eps", eps),
+        float(weight_decay),
+    )
+
+
+_OPTIMIZERS: dict[str, Callable[[], Any]] = {"sgd": sgd, "rmsprop": rmsprop, "adam": adam, "adamw": adamw}
+
+
+def optimizer_of(optimizer: str | Optimizer) -> Optimizer:
+    """An optimizer by its name, with its default settings; an optimizer is returned as it is."""
+    if isinstance(optimizer, str):
+        if optimizer not in _OPTIMIZERS:
+            raise InputError(f"unknown optimizer {optimizer!r}: expected one of {', '.join(_OPTIMIZERS)}")
+        found: Optimizer = _OPTIMIZERS[optimizer]()
+        return found
+    if not (hasattr(optimizer, "init") and hasattr(optimizer, "update")):
+        raise InputError(
+            f"optimizer must be a name or have init and update, as prnn.adam(1e-3), got {type(optimizer).__name__}"
+        )
+    return optimizer
+
+
+# ---------------------------------------------------------------------- clipping
+
+
+def global_norm(grads: Params) -> Array:
+    """The Euclidean norm of all gradients together, an array ()."""
+    xp = _namespace(grads)
+    squares = [xp.sum(g * g) for g in grads.values()]
+    return xp.sqrt(sum(squares[1:], start=squares[0]))
+
+
+def clip_by_global_norm(grads: Params, max_norm: float, norm: Array | None = None) -> Params:
+    """Scale all gradients together so that their global norm is at most `max_norm`.
+
+    Raises
+    ------
+    InputError
+        `max_norm` is not a positive finite number.
+
+    Parameters
+    ----------
+    grads : dict of str to array
+    max_norm : float
+    norm : array (), optional
+        The norm, where it is known already.
+
+    Returns
+    -------
+    dict of str to array
+
+    References
+    ----------
+    Pascanu, Mikolov and Bengio (2013), On the difficulty of training recurrent neural networks, arXiv:1211.5063.
+
+    Examples
+    --------
+    >>> import numpy as np, portable_rnn as prnn
+    >>> prnn.clip_by_global_norm({"w": np.array([3.0, 4.0])}, 2.5)["w"].tolist()
+    [1.5, 2.0]
+    """
+    xp = _namespace(grads)
+    max_norm = positive_number("max_norm", max_norm)
+    norm = global_norm(grads) if norm is None else norm
+    scale = max_norm / xp.maximum(norm, xp.full_like(norm, max_norm))
+    return {k: g * scale for k, g in grads.items()}
+
+
+# ---------------------------------------------------------------------- learning-rate schedules
+
+
+@dataclass(frozen=True)
+class _Cosine:
+    initial: float
+    steps: int
+    final: float
+    warmup: int = 0
+
+    def __call__(self, count: Any) -> Any:
+        xp, count = _count(count)
+        progress = xp.clip((count - self.warmup) / max(self.steps - self.warmup, 1), 0.0, 1.0)
+        rate = self.final + (self.initial - self.final) * (1 + xp.cos(progress * math.pi)) / 2
+        return xp.where(count < self.warmup, self.initial * (count + 1) / max(self.warmup, 1), rate)
+
+
+@dataclass(frozen=True)
+class _Exponential:
+    initial: float
+    rate: float
+    steps: float
+
+    def __call__(self, count: Any) -> Any:
+        _, count = _count(count)
+        return self.initial * self.rate ** (count / self.steps)
+
+
+@dataclass(frozen=True)
+class _Piecewise:
+    initial: float
+    factors: tuple[tuple[int, float], ...]
+
+    def __call__(self, count: Any) -> Any:
+        xp, count = _count(count)
+        rate = xp.full_like(count, self.initial)
+        for boundary, factor in self.factors:
+            rate = xp.where(count >= boundary, rate * factor, rate)
+        return rate
+
+
+def cosine_decay(initial: float, steps: int, final: float = 0.0) -> Schedule:
+    """From `initial` down to `final` along half a cosine over `steps` updates, then constant.
+
+    Parameters
+    ----------
+    initial, final : float
+        Learning rates at the start and at the end.
+    steps : int
+        Updates in between.
+
+    References
+    ----------
+    Loshchilov and Hutter (2016), SGDR: stochastic gradient descent with warm restarts, arXiv:1608.03983.
+
+    Examples
+    --------
+    >>> import portable_rnn as prnn
+    >>> schedule = prnn.cosine_decay(0.1, steps=100)
+    >>> [round(float(schedule(k)), 4) for k in (0, 50, 100)]
+    [0.1, 0.05, 0.0]
+    """
+    return _Cosine(initial, steps, final)
+
+
+def warmup_cosine_decay(peak: float, warmup_steps: int, steps: int, final: float = 0.0) -> Schedule:
+    """Linearly up to `peak`, then `cosine_decay` to `final`.
+
+    Parameters
+    ----------
+    peak, final : float
+        Learning rates after the warm-up and at the end.
+    warmup_steps, steps : int
+        The updates at which `peak` and `final` are reached.
+    """
+    return _Cosine(peak, steps, final, warmup_steps)
+
+
+def exponential_decay(initial: float, rate: float, steps: float = 1) -> Schedule:
+    """``initial * rate ** (updates / steps)``.
+
+    Parameters
+    ----------
+    initial, rate : float
+    steps : float
+        Updates in which the learning rate changes by the factor `rate`.
+    """
+    return _Exponential(initial, rate, steps)
+
+
+def piecewise_constant(initial: float, factors: Mapping[int, float]) -> Schedule:
+    """`initial`, multiplied by each factor from its update on.
+
+    Parameters
+    ----------
+    initial : float
+    factors : dict of int to float
+        ``{100: 0.5}`` halves the learning rate at update 100.
+    """
+    return _Piecewise(initial, tuple(sorted(factors.items())))
+
+
+# ---------------------------------------------------------------------- shared
+
+
+def _namespace(arrays: Params) -> Any:
+    return namespace_of(next(iter(arrays.values())))
+
+
+def _start(params: Params, slots: tuple[str, ...]) -> OptimizerState:
+    xp = _namespace(params)
+    first = next(iter(params.values()))
+    zeros = {slot: {k: xp.zeros_like(p) for k, p in params.items()} for slot in slots}
+    # the count is a float array so that a schedule can compute with it inside a compiled step
+    return {"count": xp.zeros((), dtype=first.dtype, device=device_of(first)), **zeros}
+
+
+def _rate(learning_rate: float | Schedule, state: OptimizerState) -> Any:
+    return learning_rate(state["count"]) if callable(learning_rate) else learning_rate
+
+
+def _count(count: Any) -> tuple[Any, Any]:
+    if isinstance(count, (int, float, np.generic)):
+        count = np.asarray(float(count))
+    xp = namespace_of(count)
+    if not xp.isdtype(count.dtype, "real floating"):
+        count = xp.astype(count, xp.__array_namespace_info__().default_dtypes()["real floating"])
+    return xp, count
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Real)
+
+
+def positive_number(name: str, value: Any) -> float:
+    """`value` as a float; an InputError unless it is a positive finite number."""
+    if not _is_number(value) or not 0 < value < math.inf:
+        raise InputError(f"{name} must be a positive finite number, got {value!r}")
+    return float(value)
+
+
+def _learning_rate(value: Any) -> float | Schedule:
+    if callable(value):
+        schedule: Schedule = value
+        return schedule
+    if not _is_number(value) or not 0 < value < math.inf:
+        raise InputError(f"learning_rate must be positive, or a schedule, got {value!r}")
+    return float(value)  # NumPy's own scalars don't multiply every library's arrays
+
+
+def _decay(name: str, value: Any) -> float:
+    if not _is_number(value) or not 0 <= value < 1:
+        raise InputError(f"{name} must lie in [0, 1), got {value!r}")
+    return float(value)
