@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 import portable_rnn as prnn
-from portable_rnn.plotting import pictures as plotting
-from portable_rnn.plotting import plot_forecasts, plot_gradient_flow, plot_history
+from portable_rnn import plotting
+from portable_rnn.plotting import plot_forecasts, plot_gradient_flow, plot_history, style
 
 PNG = b"\x89PNG\r\n\x1a\n"
 N, WINDOW, HORIZON = 30, 12, 4
@@ -202,6 +202,6 @@ def test_without_matplotlib_the_extra_is_named(history: prnn.History, monkeypatc
 
 def test_colours_differ_in_brightness() -> None:
     """Readers of a grey print, and colour-blind ones, tell lines apart by brightness, dashes and markers."""
-    looks = [(s["linestyle"], s["marker"]) for s in plotting._STYLES]
+    looks = [(s["linestyle"], s["marker"]) for s in style.STYLES]
     assert len(set(looks)) == len(looks)
-    assert len({s["color"] for s in plotting._STYLES}) == len(looks)
+    assert len({s["color"] for s in style.STYLES}) == len(looks)

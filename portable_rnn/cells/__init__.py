@@ -2,8 +2,11 @@
 
 from . import activations
 from .activations import ACTIVATIONS, activation, sigmoid, split_rows
-from .cell import Cell, ElmanCell, GRUCell, LSTMCell, column, columns_of, dropped, summed_outer, weight_shapes
+from .cell import Cell, column, columns_of, dropped, summed_outer, weight_shapes
+from .elman import ElmanCell
+from .gru import GRUCell
 from .layer_norm import LayerNormGRUCell, LayerNormLSTMCell, normalize, normalize_backward
+from .lstm import LSTMCell
 from .minimal import MinGRUCell, MinLSTMCell
 
 __all__ = [

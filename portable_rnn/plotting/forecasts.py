@@ -1,130 +1,19 @@
-"""Pictures for papers and notebooks: training curves, and forecasts against truth.
-
-Every function builds a `matplotlib.figure.Figure` of its own, so no global state of pyplot is touched, no window opens
-and any backend of matplotlib works. The colours are those of Okabe and Ito, which colour-blind readers tell apart;
-lines also differ in dashes or markers, for print in grey.
-"""
+"""Forecasts against truth, and their errors by horizon."""
 
 from __future__ import annotations
 
 import math
 import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ..errors import InputError, MissingDependencyError
+from ..errors import InputError
+from .style import BASELINE_STYLES, BLACK, BLUE, GREY, STYLES, literal, new_figure, plain, saved
 
-__all__ = ["check_picture", "plot_forecasts", "plot_gradient_flow", "plot_history"]
-
-BLACK, GREY, BLUE, ORANGE, GREEN, PURPLE = "#000000", "#8c8c8c", "#0072B2", "#D55E00", "#009E73", "#CC79A7"
-_BASELINE_STYLES = ((ORANGE, "--", "s"), (GREEN, ":", "^"), (PURPLE, "-.", "D"))
-# Of the forecast and of up to three baselines, wherever errors are drawn
-_STYLES = tuple(
-    {"color": color, "linestyle": dashes, "marker": marker, "markersize": 4.5, "markerfacecolor": "white"}
-    for color, dashes, marker in ((BLUE, "-", "o"), *_BASELINE_STYLES)
-)
-_DOTS_PER_INCH = 150
-
-
-def plot_history(history: Any, path: str | os.PathLike[str] | None = None) -> Any:
-    """Draw the loss of each epoch, the validation loss, and the loss of every update faint behind them.
-
-    Parameters
-    ----------
-    history : History
-        What `Model.fit` returned: its `loss`, `val_loss` (may be empty), `step_loss` and `stopped` are drawn. The loss
-        axis is logarithmic where the curves span more than a decade.
-    path : path, optional
-        Where to save the picture; its ending chooses the format.
-
-    Returns
-    -------
-    matplotlib.figure.Figure
-
-    Raises
-    ------
-    InputError
-        The history has no epoch, or the path can't be written.
-    MissingDependencyError
-        matplotlib is not installed.
-    """
-    epochs = np.arange(1, len(history.loss) + 1)
-    if not epochs.size:
-        raise InputError("history: expected at least one epoch, received none: call Model.fit first")
-    figure = new_figure(6.0, 3.8)
-    axes = figure.add_subplot()
-    steps = np.asarray(history.step_loss, dtype=np.float64)
-    if steps.size:
-        # An epoch's mean stands at its end, so update k of n stands k / n of the way there.
-        axes.plot(
-            epochs[-1] * np.arange(1, steps.size + 1) / steps.size,
-            steps,
-            color=BLUE,
-            alpha=0.25,
-            linewidth=0.7,
-            label="training, each update",
-        )
-    marker = "o" if epochs.size <= 40 else ""
-    axes.plot(epochs, history.loss, color=BLUE, marker=marker, markersize=4, label="training, mean of the epoch")
-    if history.val_loss:
-        validation = np.asarray(history.val_loss, dtype=np.float64)
-        style = {"color": ORANGE, "linestyle": "--", "marker": "s" if marker else "", "markersize": 4}
-        axes.plot(epochs[: validation.size], validation, label="validation", **style)
-        best = int(np.argmin(validation))
-        label = f"lowest validation loss: {validation[best]:.3g} (epoch {best + 1})"
-        ring = {"markersize": 10, "markerfacecolor": "none", "markeredgecolor": BLACK, "linestyle": "none"}
-        axes.plot(best + 1, validation[best], marker="o", label=label, **ring)
-    values = np.concatenate([steps, history.loss, history.val_loss])
-    if values.min() > 0 and values.max() > 10 * values.min():
-        axes.set_yscale("log")
-    axes.set_xlabel("epoch")
-    axes.set_ylabel("loss")
-    axes.xaxis.get_major_locator().set_params(integer=True)
-    plain(axes)
-    axes.legend(frameon=False, fontsize="small")
-    return saved(figure, path)
-
-
-def plot_gradient_flow(norms: Mapping[str, ArrayLike], path: str | os.PathLike[str] | None = None) -> Any:
-    """Draw the norm of the loss's gradient with respect to the hidden state over time, a line for each layer.
-
-    Parameters
-    ----------
-    norms : mapping of layer's name to array_like (T,)
-        ``||dL/dh_t||``. Where one is 0 the line has a gap, for the axis is logarithmic.
-    path : path, optional
-        Where to save the picture; its ending chooses the format.
-
-    Returns
-    -------
-    matplotlib.figure.Figure
-
-    Raises
-    ------
-    InputError
-        There is no layer, or the path can't be written.
-    MissingDependencyError
-        matplotlib is not installed.
-    """
-    if not norms:
-        raise InputError("norms: expected at least one layer, received none")
-    figure = new_figure(6.0, 3.8)
-    axes = figure.add_subplot()
-    for k, (name, values) in enumerate(norms.items()):
-        norm = np.asarray(values, dtype=np.float64)
-        style = _STYLES[k % len(_STYLES)] | {"markevery": max(1, norm.size // 12)}
-        axes.plot(np.arange(1, norm.size + 1), np.where(norm > 0, norm, np.nan), label=name, **style)
-    axes.set_yscale("log")
-    axes.set_xlabel("time step")
-    axes.set_ylabel(r"$\Vert \partial L / \partial h_t \Vert$")
-    axes.xaxis.get_major_locator().set_params(integer=True)
-    plain(axes)
-    axes.legend(frameon=False, fontsize="small")
-    return saved(figure, path)
+__all__ = ["plot_forecasts"]
 
 
 def plot_forecasts(
@@ -188,7 +77,7 @@ def plot_forecasts(
         raise InputError(f"examples: expected 1 to 4 numbers from 0 to {count - 1}, received {chosen}")
     figure = new_figure(max(3.3 * len(chosen), 6.6), 7.6)
     rows = figure.add_gridspec(3, len(chosen), height_ratios=(1.3, 0.8, 1))
-    suffix = _literal(f" ({unit})") if unit else ""
+    suffix = literal(f" ({unit})") if unit else ""
     top: Any = None
     middle: Any = None
     for place, k in enumerate(chosen):
@@ -201,7 +90,7 @@ def plot_forecasts(
             axes.tick_params(labelleft=False)
             below.tick_params(labelleft=False)
         else:
-            axes.set_ylabel(f"{_literal(label)}{suffix}")
+            axes.set_ylabel(f"{literal(label)}{suffix}")
             below.set_ylabel(f"forecast − truth{suffix}")
     errors_of = {key: np.abs(values - came)[chosen].max() for key, values in {name: foreseen, **others}.items()}
     _fit_departures(middle, errors_of)
@@ -213,34 +102,8 @@ def plot_forecasts(
     handles, labels = figure.axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 5), frameon=False)
     if title:
-        figure.suptitle(_literal(title))
+        figure.suptitle(literal(title))
     return saved(figure, path)
-
-
-def check_picture(path: str | os.PathLike[str]) -> None:
-    """Raise where a picture could not be drawn or not be saved as the path's ending says.
-
-    Parameters
-    ----------
-    path : path
-
-    Raises
-    ------
-    MissingDependencyError
-        matplotlib is not installed.
-    InputError
-        No format has that ending.
-    """
-    try:
-        from matplotlib.backend_bases import FigureCanvasBase
-    except ImportError as error:
-        raise MissingDependencyError("matplotlib", "plot", "drawing a picture") from error
-    formats = sorted(FigureCanvasBase.get_supported_filetypes())
-    ending = Path(path).suffix.removeprefix(".").lower()
-    if ending not in formats:
-        raise InputError(
-            f"picture {str(path)!r}: expected one of the endings {', '.join(formats)}, received {ending!r}"
-        )
 
 
 # ---------------------------------------------------------------------- parts
@@ -264,7 +127,7 @@ def _draw_example(
     axes.plot(after, np.concatenate([last, came]), color=BLACK, linewidth=1.8, label="truth")
     marks = {"color": BLUE, "linestyle": "none", "marker": "o", "markersize": 4.5, "markerfacecolor": "white"}
     axes.plot(after[1:], foreseen, label=name, zorder=4, **marks)
-    for (key, values), (color, dashes, _) in zip(others, _BASELINE_STYLES, strict=False):
+    for (key, values), (color, dashes, _) in zip(others, BASELINE_STYLES, strict=False):
         axes.plot(after, np.concatenate([last, values]), color=color, linestyle=dashes, linewidth=1.4, label=key)
     if clock is None:
         axes.set_xlabel(f"{step_name}s from the last known one")
@@ -274,7 +137,7 @@ def _draw_example(
         locator = AutoDateLocator(minticks=3, maxticks=5)
         axes.xaxis.set_major_locator(locator)
         axes.xaxis.set_major_formatter(ConciseDateFormatter(locator, show_offset=False))
-        axes.set_title(f"forecast made {_moment(after[0])}", fontsize="medium")
+        axes.set_title(f"forecast made {moment(after[0])}", fontsize="medium")
         axes.set_xlabel("time")
     axes.margins(x=0.02)
     plain(axes)
@@ -286,9 +149,9 @@ def _draw_departures(
     """The same window's errors, which are often too small to see beside the values."""
     ahead = np.arange(1, len(came) + 1)
     axes.axhline(0, color=BLACK, linewidth=1.2)
-    for values, style in zip(guesses.values(), _STYLES, strict=False):
+    for values, style in zip(guesses.values(), STYLES, strict=False):
         axes.plot(ahead, values - came, **style)
-    _whole_steps(axes, ahead)
+    whole_steps(axes, ahead)
     axes.set_xlabel(f"{step_name}s ahead")
     plain(axes)
 
@@ -308,7 +171,7 @@ def _draw_errors(axes: Any, came: NDArray[np.float64], forecasts: Mapping[str, N
     """Mean absolute error at each step ahead, on a logarithmic axis where they differ much."""
     ahead = np.arange(1, came.shape[1] + 1)
     curves = [np.abs(values - came).mean(axis=0) for values in forecasts.values()]
-    for curve, style in zip(curves, _STYLES, strict=False):
+    for curve, style in zip(curves, STYLES, strict=False):
         axes.plot(ahead, curve, **style)
     smallest, largest = min(float(c.min()) for c in curves), max(float(c.max()) for c in curves)
     if smallest > 0 and largest > 10 * smallest:
@@ -321,7 +184,7 @@ def _draw_errors(axes: Any, came: NDArray[np.float64], forecasts: Mapping[str, N
         axes.yaxis.set_minor_formatter(NullFormatter())
     else:
         axes.set_ylim(bottom=0)
-    _whole_steps(axes, ahead)
+    whole_steps(axes, ahead)
     plain(axes)
 
 
@@ -340,8 +203,8 @@ def _check_shapes(
     for key, values in {"forecast": foreseen, **others}.items():
         if values.shape != came.shape:
             raise InputError(f"{key}: expected shape {came.shape}, as truth, received {values.shape}")
-    if len(others) > len(_BASELINE_STYLES):
-        raise InputError(f"baselines: expected up to {len(_BASELINE_STYLES)}, received {len(others)}")
+    if len(others) > len(BASELINE_STYLES):
+        raise InputError(f"baselines: expected up to {len(BASELINE_STYLES)}, received {len(others)}")
     if clock is not None and (clock.shape != (count, known.shape[1] + horizon) or clock.dtype.kind != "M"):
         raise InputError(
             f"times: expected datetime64 of shape ({count}, {known.shape[1] + horizon}), "
@@ -349,45 +212,15 @@ def _check_shapes(
         )
 
 
-def _literal(text: str) -> str:
-    """A column's name may hold a dollar sign, which matplotlib would take for the start of a formula."""
-    return text.replace("$", r"\$")
-
-
-def _moment(time: np.datetime64) -> str:
+def moment(time: np.datetime64) -> str:
     """A time without the parts that are zero: "2010-11-20 13:00", "2014-05-01"."""
     minute = str(time.astype("datetime64[m]")).replace("T", " ")
     return minute.removesuffix(" 00:00")
 
 
-def _whole_steps(axes: Any, ahead: NDArray[Any]) -> None:
+def whole_steps(axes: Any, ahead: NDArray[Any]) -> None:
     """Ticks at whole steps only."""
     if len(ahead) <= 12:
         axes.set_xticks(ahead)
     else:
         axes.xaxis.get_major_locator().set_params(integer=True)
-
-
-def plain(axes: Any) -> None:
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(alpha=0.25, linewidth=0.6)
-    axes.set_axisbelow(True)
-
-
-def new_figure(width: float, height: float) -> Any:
-    """A figure that belongs to nobody's pyplot state; inches."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise MissingDependencyError("matplotlib", "plot", "drawing a picture") from error
-    return Figure(figsize=(width, height), layout="constrained", dpi=_DOTS_PER_INCH)
-
-
-def saved(figure: Any, path: str | os.PathLike[str] | None) -> Any:
-    if path is not None:
-        check_picture(path)
-        try:
-            figure.savefig(path)
-        except OSError as error:
-            raise InputError(f"can't write the picture {str(path)!r}: {error.strerror or error}") from error
-    return figure
