@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 
 import portable_rnn as prnn
 from portable_rnn.training import loss_function, loss_name
@@ -157,7 +159,7 @@ def test_value_and_gradient_are_those_of_torch(name: str, shape: str) -> None:
 # ---------------------------------------------------------------------- padding
 
 
-@pytest.mark.parametrize("rubbish", [np.nan, 1e30, -100.0])
+@pytest.mark.parametrize("rubbish", [np.nan, np.inf, -100.0])
 @pytest.mark.parametrize("name", LOSSES)
 def test_padding_changes_nothing(backend: Any, name: str, rubbish: float) -> None:
     loss, prediction, target, lengths = make(name, "ragged")
@@ -264,6 +266,86 @@ def test_extreme_logits_give_finite_numbers(backend: Any, name: str, shape: str)
 def test_binary_cross_entropy_of_a_confident_output_keeps_its_digits(backend: Any, logit: float, target: float) -> None:
     value, _ = call(backend, loss_function("binary_cross_entropy"), np.array([[logit]]), np.array([[target]]))
     assert value == pytest.approx(np.log1p(np.exp(-abs(logit))), rel=1e-12, abs=0)
+
+
+INFINITE = [0.0, -0.0, 1.0, -3.5, 90.0, -90.0, 3e38, -3e38, 1e-45, float("-inf"), float("inf")]
+FINITE = [value for value in INFINITE if np.isfinite(value)]
+
+
+def test_values_at_the_edges_are_those_of_torch(backend: Any) -> None:
+    """In float32, logits up to the largest number and -inf for a class that is left out; where torch has a value."""
+    functional = pytest.importorskip("torch").nn.functional
+    peers = {
+        "mse": functional.mse_loss,
+        "mae": functional.l1_loss,
+        "huber": functional.huber_loss,
+        "binary_cross_entropy": functional.binary_cross_entropy_with_logits,
+        "cross_entropy": functional.cross_entropy,
+    }
+    size = st.tuples(st.integers(1, 3), st.integers(1, 3))
+
+    @st.composite
+    def cases(draw: st.DrawFn) -> tuple[str, np.ndarray, np.ndarray]:
+        name, shape = draw(st.sampled_from(sorted(peers))), draw(size)
+        entries = INFINITE if "entropy" in name else FINITE
+        values = {
+            "cross_entropy": st.integers(0, shape[1] - 1),
+            "binary_cross_entropy": st.sampled_from([0.0, 1.0, 0.25]),
+        }.get(name, st.sampled_from(FINITE))
+        prediction = draw(arrays(np.float32, shape, elements=st.sampled_from(np.float32(entries).tolist())))
+        if name == "cross_entropy":
+            return name, prediction, draw(arrays(np.int64, shape[:1], elements=values))
+        return name, prediction, draw(arrays(np.float32, shape, elements=values.map(lambda v: float(np.float32(v)))))
+
+    @backend.for_all(cases())
+    def check(case: tuple[str, np.ndarray, np.ndarray]) -> None:
+        import torch
+
+        name, prediction, target = case
+        tensor = torch.asarray(prediction.copy()).requires_grad_()
+        expected = peers[name](tensor, torch.asarray(target.copy()))
+        if torch.isnan(expected):  # torch has NaN where one of two infinite terms has no weight
+            return
+        expected.backward()
+        with np.errstate(over="ignore"):
+            value, gradient = call(backend, loss_function(name), prediction, target)
+        assert value == pytest.approx(expected.item(), rel=1e-5, abs=1e-37)
+        if np.isfinite(value):
+            scale = 1e-6 * max(1.0, float(tensor.grad.abs().max()))
+            np.testing.assert_allclose(gradient, tensor.grad.numpy(), rtol=1e-5, atol=scale)
+
+
+@pytest.mark.parametrize(
+    ("name", "prediction", "target", "expected"),
+    [
+        ("cross_entropy", [[0.0, -np.inf]], [0], 0.0),
+        ("cross_entropy", [[0.0, -np.inf]], [[1.0, 0.0]], 0.0),
+        ("cross_entropy", [[0.0, -np.inf, 0.0]], [2], np.log(2)),
+        ("cross_entropy", [[0.0, -np.inf]], [1], np.inf),
+        ("cross_entropy", [[3e38, -3e38]], [0], 0.0),
+        ("binary_cross_entropy", [[-np.inf, np.inf]], [[0.0, 1.0]], 0.0),
+        ("binary_cross_entropy", [[-np.inf]], [[1.0]], np.inf),
+        ("binary_cross_entropy", [[np.inf]], [[0.75]], np.inf),
+        ("binary_cross_entropy", [[3e38, 3e38]], [[1.0, 0.0]], 1.5e38),
+    ],
+)
+def test_what_has_no_weight_in_the_loss_may_be_infinite(
+    backend: Any, name: str, prediction: Any, target: Any, expected: float
+) -> None:
+    given_target = np.asarray(target) if isinstance(target[0], int) else np.asarray(target, dtype="float32")
+    value, gradient = call(backend, loss_function(name), np.asarray(prediction, dtype="float32"), given_target)
+    assert value == pytest.approx(expected, rel=1e-6)
+    assert np.all(np.isfinite(gradient))
+
+
+def test_a_nan_is_not_hidden_by_a_weight_of_zero(backend: Any) -> None:
+    for name, prediction, target in (
+        ("cross_entropy", [[np.nan, 0.0]], [1]),
+        ("binary_cross_entropy", [[np.nan]], [[1.0]]),
+        ("binary_cross_entropy", [[0.5]], [[np.nan]]),
+    ):
+        value, _ = call(backend, loss_function(name), np.array(prediction), np.array(target))
+        assert np.isnan(value), name
 
 
 def test_gradient_of_the_absolute_error_at_zero_is_zero(backend: Any) -> None:

@@ -10,6 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+import numpy as np
+
 from ..arrays import Array, backend_of, dtype_name, namespace_of
 from ..cells import sigmoid
 from ..errors import InputError
@@ -105,9 +107,12 @@ def binary_cross_entropy(prediction: Array, target: Array, lengths: Array | None
     """
 
     def value_and_slope(xp: Any, p: Array, t: Array) -> tuple[Array, Array]:
-        # log(1 + exp(p)) - t * p, the large terms first: they cancel exactly where the output is sure and right
-        value = (xp.maximum(p, xp.zeros_like(p)) - t * p) + xp.log1p(xp.exp(-xp.abs(p)))
-        return value, sigmoid(xp, p) - t
+        # (1 - t) * softplus(p) + t * softplus(-p); a term of weight 0 is left out, since it may be infinite
+        zero = xp.zeros_like(p)
+        rest = xp.log1p(xp.exp(-xp.abs(p)))
+        wrong = xp.where(t == 1, zero, xp.maximum(p, zero) + rest)
+        right = xp.where(t == 0, zero, xp.maximum(-p, zero) + rest)
+        return (1 - t) * wrong + t * right, sigmoid(xp, p) - t
 
     return _elementwise(prediction, target, lengths, value_and_slope)
 
@@ -157,14 +162,18 @@ def cross_entropy(prediction: Array, target: Array, lengths: Array | None = None
             target = xp.astype(target, xp.int32)
         classes = xp.arange(shape[-1], dtype=target.dtype, device=backend_of(target).device)
         target = target[..., None] == classes
-    shifted = prediction - xp.max(prediction, axis=-1, keepdims=True)
+    valid = _valid(xp, prediction, lengths)
+    prediction, target = _before_the_ends(xp, valid, prediction), _before_the_ends(xp, valid, target)
+    target = xp.astype(target, prediction.dtype)
+    with np.errstate(over="ignore"):  # a logit that is too far below the largest becomes -inf: its probability is 0
+        shifted = prediction - xp.max(prediction, axis=-1, keepdims=True)
     exponentials = xp.exp(shifted)
     total = xp.sum(exponentials, axis=-1, keepdims=True)
-    target = xp.astype(target, prediction.dtype)
     log_probabilities = shifted - xp.log(total)
-    values = -target * log_probabilities
+    # of the classes that count: the logarithm of another one may be infinite
+    values = -target * xp.where(target == 0, xp.zeros_like(target), log_probabilities)
     slopes = exponentials / total * xp.sum(target, axis=-1, keepdims=True) - target
-    return _mean(xp, values, slopes, lengths, elements=1)
+    return _mean(xp, values, slopes, lengths, valid, elements=1)
 
 
 _LOSSES: dict[str, Loss] = {
@@ -208,21 +217,34 @@ def _elementwise(
         target = target[..., None]
     if tuple(target.shape) != shape:
         raise InputError(f"targets must have the shape of the prediction, {shape}, got {tuple(target.shape)}")
-    target = xp.astype(target, prediction.dtype)
-    values, slopes = value_and_slope(xp, prediction, target)
-    return _mean(xp, values, slopes, lengths, elements=shape[-1])
+    valid = _valid(xp, prediction, lengths)
+    prediction, target = _before_the_ends(xp, valid, prediction), _before_the_ends(xp, valid, target)
+    values, slopes = value_and_slope(xp, prediction, xp.astype(target, prediction.dtype))
+    return _mean(xp, values, slopes, lengths, valid, elements=shape[-1])
 
 
-def _mean(xp: Any, values: Array, slopes: Array, lengths: Array | None, elements: int) -> tuple[Array, Array]:
+def _valid(xp: Any, prediction: Array, lengths: Array | None) -> Array | None:
+    """Booleans (B, T, 1), the steps that count; None where all do."""
+    if lengths is None or prediction.ndim < 3:
+        return None
+    return valid_steps(xp, lengths, prediction.shape[1], prediction)[:, :, None]
+
+
+def _before_the_ends(xp: Any, valid: Array | None, x: Array) -> Array:
+    """`x` with zeros past the rows' ends, so that NaN and infinity there are no part of the arithmetic."""
+    return x if valid is None else xp.where(valid, x, xp.zeros_like(x))
+
+
+def _mean(
+    xp: Any, values: Array, slopes: Array, lengths: Array | None, valid: Array | None, elements: int
+) -> tuple[Array, Array]:
     """Sum over count: `elements` is how many a step counts for."""
-    if lengths is None or values.ndim < 3:
+    if valid is None:
         count = elements
         for size in values.shape[:-1]:
             count *= size
         return xp.sum(values) / count, slopes / count
-    valid = valid_steps(xp, lengths, values.shape[1], values)[:, :, None]
     total = xp.astype(xp.sum(lengths), values.dtype) * elements
     total = xp.maximum(total, xp.ones_like(total))
-    values = xp.where(valid, values, xp.zeros_like(values))
-    slopes = xp.where(valid, slopes, xp.zeros_like(slopes))
+    values, slopes = _before_the_ends(xp, valid, values), _before_the_ends(xp, valid, slopes)
     return xp.sum(values) / total, slopes / total
