@@ -6,15 +6,16 @@ two with equal settings are equal, and JAX compiles a step with them once.
 
 from __future__ import annotations
 
+import abc
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from numbers import Real
-from typing import Any, Protocol, TypeAlias
+from typing import Any, ClassVar, Protocol, TypeAlias
 
 import numpy as np
 
-from ..arrays import Array, Params, device_of, namespace_of
+from ..arrays import Array, Params, device_of, is_array, library_name, namespace_of
 from ..errors import InputError
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "Sgd",
     "adam",
     "adamw",
+    "as_before",
     "clip_by_global_norm",
     "cosine_decay",
     "exponential_decay",
@@ -52,68 +54,93 @@ class Optimizer(Protocol):
 
 
 @dataclass(frozen=True)
-class Sgd:
-    """Gradient descent with momentum; see `sgd`."""
+class _Rule(abc.ABC):
+    """What the optimizers share: parameters and state keep the library, the dtype and the type that they have."""
 
     learning_rate: float | Schedule
-    momentum: float = 0.0
-    nesterov: bool = False
+
+    slots: ClassVar[tuple[str, ...]] = ()  # what the state holds for each parameter, zero at the start
 
     def init(self, params: Params) -> OptimizerState:
         """The state before the first update."""
-        return _start(params, ("velocity",) if self.momentum else ())
+        xp = _namespace(params)
+        first = next(iter(params.values()))
+        zeros = {slot: {k: xp.zeros_like(p) for k, p in params.items()} for slot in self.slots}
+        # the count is a float array so that a schedule can compute with it inside a compiled step
+        return {"count": xp.zeros((), dtype=first.dtype, device=device_of(first)), **zeros}
 
     def update(self, grads: Params, state: OptimizerState, params: Params) -> tuple[Params, OptimizerState]:
         """(new parameters, new state)."""
-        rate, count = _rate(self.learning_rate, state), state["count"] + 1
+        before = state["count"]
+        rate = _rate(self.learning_rate, before)
+        count = as_before(before + 1, before)
+        new, moved = self.step(as_before(grads, params), state, params, rate, count)
+        return as_before(new, params), {"count": count, **{slot: as_before(moved[slot], params) for slot in moved}}
+
+    @abc.abstractmethod
+    def step(
+        self, grads: Params, state: OptimizerState, params: Params, rate: Any, count: Array
+    ) -> tuple[Params, dict[str, Params]]:
+        """New parameters and slots; `rate` is the learning rate, `count` the number of updates with this one."""
+
+
+@dataclass(frozen=True)
+class Sgd(_Rule):
+    """Gradient descent with momentum; see `sgd`."""
+
+    momentum: float = 0.0
+    nesterov: bool = False
+
+    @property
+    def slots(self) -> tuple[str, ...]:  # type: ignore[override]
+        """The velocity, where there is momentum."""
+        return ("velocity",) if self.momentum else ()
+
+    def step(
+        self, grads: Params, state: OptimizerState, params: Params, rate: Any, count: Array
+    ) -> tuple[Params, dict[str, Params]]:
         if not self.momentum:
-            return {k: p - rate * grads[k] for k, p in params.items()}, {"count": count}
+            return {k: p - rate * grads[k] for k, p in params.items()}, {}
         velocity = {k: self.momentum * v + grads[k] for k, v in state["velocity"].items()}
         steps = velocity
         if self.nesterov:
             steps = {k: grads[k] + self.momentum * v for k, v in velocity.items()}
-        return {k: p - rate * steps[k] for k, p in params.items()}, {"count": count, "velocity": velocity}
+        return {k: p - rate * steps[k] for k, p in params.items()}, {"velocity": velocity}
 
 
 @dataclass(frozen=True)
-class RMSprop:
+class RMSprop(_Rule):
     """See `rmsprop`."""
 
-    learning_rate: float | Schedule
     decay: float = 0.99
     eps: float = 1e-8
 
-    def init(self, params: Params) -> OptimizerState:
-        """The state before the first update."""
-        return _start(params, ("square",))
+    slots = ("square",)
 
-    def update(self, grads: Params, state: OptimizerState, params: Params) -> tuple[Params, OptimizerState]:
-        """(new parameters, new state)."""
+    def step(
+        self, grads: Params, state: OptimizerState, params: Params, rate: Any, count: Array
+    ) -> tuple[Params, dict[str, Params]]:
         xp = _namespace(params)
-        rate, count = _rate(self.learning_rate, state), state["count"] + 1
         square = {k: self.decay * s + (1 - self.decay) * grads[k] ** 2 for k, s in state["square"].items()}
         new = {k: p - rate * grads[k] / (xp.sqrt(square[k]) + self.eps) for k, p in params.items()}
-        return new, {"count": count, "square": square}
+        return new, {"square": square}
 
 
 @dataclass(frozen=True)
-class Adam:
+class Adam(_Rule):
     """See `adam` and `adamw`."""
 
-    learning_rate: float | Schedule
     beta1: float = 0.9
     beta2: float = 0.999
     eps: float = 1e-8
     weight_decay: float = 0.0
 
-    def init(self, params: Params) -> OptimizerState:
-        """The state before the first update."""
-        return _start(params, ("mean", "square"))
+    slots = ("mean", "square")
 
-    def update(self, grads: Params, state: OptimizerState, params: Params) -> tuple[Params, OptimizerState]:
-        """(new parameters, new state)."""
+    def step(
+        self, grads: Params, state: OptimizerState, params: Params, rate: Any, count: Array
+    ) -> tuple[Params, dict[str, Params]]:
         xp = _namespace(params)
-        rate, count = _rate(self.learning_rate, state), state["count"] + 1
         mean = {k: self.beta1 * m + (1 - self.beta1) * grads[k] for k, m in state["mean"].items()}
         square = {k: self.beta2 * s + (1 - self.beta2) * grads[k] ** 2 for k, s in state["square"].items()}
         # The bias corrections of mean and square, both folded into scalars
@@ -124,7 +151,7 @@ class Adam:
             if self.weight_decay:
                 p = p - rate * self.weight_decay * p
             new[k] = p - step * mean[k] / (xp.sqrt(square[k]) / root + self.eps)
-        return new, {"count": count, "mean": mean, "square": square}
+        return new, {"mean": mean, "square": square}
 
 
 def sgd(learning_rate: float | Schedule = 0.01, momentum: float = 0.0, nesterov: bool = False) -> Sgd:
@@ -284,7 +311,7 @@ def clip_by_global_norm(grads: Params, max_norm: float, norm: Array | None = Non
     max_norm = positive_number("max_norm", max_norm)
     norm = global_norm(grads) if norm is None else norm
     scale = max_norm / xp.maximum(norm, xp.full_like(norm, max_norm))
-    return {k: g * scale for k, g in grads.items()}
+    return {k: as_before(g * scale, g) for k, g in grads.items()}
 
 
 # ---------------------------------------------------------------------- learning-rate schedules
@@ -392,25 +419,48 @@ def piecewise_constant(initial: float, factors: Mapping[int, float]) -> Schedule
 # ---------------------------------------------------------------------- shared
 
 
+def as_before(new: Any, before: Any) -> Any:
+    """`new` with the dtype and the type of what it takes the place of: an array, or the arrays of a dict by name.
+
+    NumPy returns its own scalars where an array () is computed with, and float64 where one of them is a float64.
+    """
+    if isinstance(before, dict):
+        return {name: as_before(new[name], old) for name, old in before.items()}
+    if type(new) is type(before) and new.dtype == before.dtype:
+        return new
+    return namespace_of(before).asarray(new, dtype=before.dtype)
+
+
 def _namespace(arrays: Params) -> Any:
     return namespace_of(next(iter(arrays.values())))
 
 
-def _start(params: Params, slots: tuple[str, ...]) -> OptimizerState:
-    xp = _namespace(params)
-    first = next(iter(params.values()))
-    zeros = {slot: {k: xp.zeros_like(p) for k, p in params.items()} for slot in slots}
-    # the count is a float array so that a schedule can compute with it inside a compiled step
-    return {"count": xp.zeros((), dtype=first.dtype, device=device_of(first)), **zeros}
+def _rate(learning_rate: float | Schedule, count: Array) -> Any:
+    """The learning rate of this update: a Python float, or an array () of the library and dtype of `count`.
 
-
-def _rate(learning_rate: float | Schedule, state: OptimizerState) -> Any:
-    return learning_rate(state["count"]) if callable(learning_rate) else learning_rate
+    Neither widens the arrays that it is multiplied with.
+    """
+    if not callable(learning_rate):
+        return learning_rate
+    rate = learning_rate(count)
+    if isinstance(rate, Real):  # Python's numbers and NumPy's
+        return float(rate)
+    xp = namespace_of(count)
+    found = is_array(rate) and tuple(rate.shape) == ()
+    if found and isinstance(rate, np.ndarray) and library_name(xp) != "numpy":
+        return float(rate)  # on the host already
+    if not found or namespace_of(rate) is not xp or not xp.isdtype(rate.dtype, "numeric"):
+        got = f"an array {tuple(rate.shape)} of {type(rate).__module__}" if is_array(rate) else type(rate).__name__
+        raise InputError(
+            f"learning_rate: expected a schedule returning a number or an array () of the model's library, got {got}: "
+            "write such as lambda count: 0.1 / (1 + count)"
+        )
+    return as_before(rate, count)
 
 
 def _count(count: Any) -> tuple[Any, Any]:
-    if isinstance(count, (int, float, np.generic)):
-        count = np.asarray(float(count))
+    if not is_array(count) or isinstance(count, np.generic):
+        count = np.asarray(count)  # a NumPy scalar keeps its dtype
     xp = namespace_of(count)
     if not xp.isdtype(count.dtype, "real floating"):
         count = xp.astype(count, xp.__array_namespace_info__().default_dtypes()["real floating"])
