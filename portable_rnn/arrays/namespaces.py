@@ -259,6 +259,13 @@ def to_numpy(x: Any) -> np.ndarray[Any, Any]:
     return np.from_dlpack(x, device="cpu")
 
 
+def in_host_memory(x: Array) -> bool:
+    """Whether `to_numpy` gives a view of `x`, so that nothing moves (asked of NumPy and JAX)."""
+    if not array_api_compat.is_jax_array(x):
+        return isinstance(x, np.ndarray)
+    return not is_traced(x) and {device.platform for device in x.devices()} == {"cpu"} and len(x.devices()) == 1
+
+
 def is_array(x: object) -> bool:
     """Whether `x` is an array of a library that follows the standard."""
     return type(x) is np.ndarray or bool(array_api_compat.is_array_api_obj(x))
@@ -355,6 +362,18 @@ def zeros_beside(x: Array, shape: tuple[int, ...]) -> Array:
 def is_floating(xp: Any, dtype: Any) -> bool:
     """Whether a dtype of `xp` is a real floating one."""
     return bool(xp.isdtype(dtype, "real floating"))
+
+
+def as_before(new: Any, before: Any) -> Any:
+    """`new` with the dtype and the type of what it takes the place of: an array, or the arrays of a dict by name.
+
+    NumPy returns its own scalars where an array () is computed with, and float64 where one of them is a float64.
+    """
+    if isinstance(before, dict):
+        return {name: as_before(new[name], old) for name, old in before.items()}
+    if type(new) is type(before) and new.dtype == before.dtype:
+        return new
+    return namespace_of(before).asarray(new, dtype=before.dtype)
 
 
 def leaves(tree: Any) -> Iterator[Array]:

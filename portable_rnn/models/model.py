@@ -20,21 +20,25 @@ from ..arrays import (
     asarray,
     check_same_backend,
     dtype_name,
-    from_host,
     is_array,
     leaves,
     to_numpy,
 )
 from ..arrays import backend as as_backend
 from ..errors import InputError, NonFiniteError
-from ..execution import compiles, forward_only, jit
+from ..execution import forward_only, jit
 from ..layers import Layer, check_positive_integer, check_streams, checked_marks, padded, random_generator
 from ..training import (
+    Batches,
+    Buckets,
+    Data,
     Epoch,
     History,
     Loss,
     Optimizer,
     Progress,
+    has_steps,
+    has_target_steps,
     limited,
     loss_function,
     loss_name,
@@ -100,7 +104,7 @@ class Model:
         self.params = network.init(seed, self.backend)
         self.metadata: dict[str, str] = {}
         self.loss: Loss = loss_function("mse")
-        self._buckets = training.Buckets()
+        self._buckets = Buckets()
 
     def __repr__(self) -> str:
         count = sum(int(np.prod(shape)) for shape in self.network.parameter_shapes().values())
@@ -193,7 +197,7 @@ class Model:
         network = limited(self.network, shape, self.backend.dtype_name, memory_limit)
         history = History()
         pieces = -(-data.x.shape[1] // tbptt) if tbptt else 1
-        data = data if tbptt else self._bucketed(data)
+        cut = self._batches(data, batch_size, function)
         run = training.TrainingRun(
             network,
             self.backend,
@@ -205,7 +209,6 @@ class Model:
             tbptt,
             stateful,
             random_generator(self.seed if seed is None else seed),
-            self._buckets,
             history,
             Progress(progress, epochs, pieces * -(-data.x.shape[0] // batch_size)),
             self.params,
@@ -213,13 +216,13 @@ class Model:
         notify(callbacks, "start", self)
         try:
             for number in range(1, epochs + 1):
-                started, first = time.perf_counter(), len(history.step_loss)
+                started = time.perf_counter()
                 # an overflow is found in the loss, on every library alike, so NumPy need not warn of it
                 with np.errstate(over="ignore", invalid="ignore"):
-                    run.epoch(data)
+                    loss_of_epoch = run.epoch(cut)
                 self.params, self.loss = run.params, function
                 history.seconds.append(time.perf_counter() - started)
-                history.loss.append(float(np.mean(history.step_loss[first:])))
+                history.loss.append(loss_of_epoch)
                 if validation is not None:
                     history.val_loss.append(self._evaluate(validation, batch_size=256))
                 run.progress.epoch(number, history)
@@ -258,9 +261,11 @@ class Model:
         gradients : dict of str to array, as `params`
         """
         function = self.loss if loss is None else loss_function(loss)
-        data = self._bucketed(self.checked_data(x, y, lengths, resets, function))
+        data = self.checked_data(x, y, lengths, resets, function)
+        (piece,) = self._batches(data, None, function).in_order()
         run = jit(self.backend.xp, training.loss_and_gradients, static=("network", "loss"))
-        return run(self.params, data.x, data.y, data.marks(self.backend), None, network=self.network, loss=function)
+        found: tuple[Array, Params] = run(self.params, piece.batch, network=self.network, loss=function)
+        return found
 
     # ------------------------------------------------------------------ using
 
@@ -286,16 +291,14 @@ class Model:
         -------
         array (N, ...) of the model's library
         """
-        data = self._data(x, lengths, resets)
-        outputs = []
-        keeps_steps = self.network.keeps_time and training.has_steps(self.network, data.x)
         run = jit(self.backend.xp, _predict, static=("network",))
-        first_steps = jit(self.backend.xp, _first_steps, static=("steps",))
-        for rows in _row_slices(data.x.shape[0], batch_size):
-            part = self._bucketed(data.rows(rows, self.backend))
-            y = run(self.params, part.x, part.marks(self.backend), network=self.network)
-            outputs.append(first_steps(y, steps=data.x.shape[1]) if keeps_steps else y)
-        return outputs[0] if len(outputs) == 1 else self.backend.xp.concat(outputs, axis=0)
+        cut = self._batches(self._data(x, lengths, resets), batch_size)
+        return cut.joined(
+            [
+                cut.output(run(self.params, piece.batch.x, piece.batch.marks, network=self.network), piece)
+                for piece in cut.in_order()
+            ]
+        )
 
     def evaluate(
         self,
@@ -376,7 +379,7 @@ class Model:
         check_same_backend(self.backend, {name: value}, whose="the model is")
         return value
 
-    def _data(self, x: Any, lengths: Lengths, resets: Any) -> training.Data:
+    def _data(self, x: Any, lengths: Lengths, resets: Any) -> Data:
         """x padded, resets, and the lengths on the host, all checked."""
         xp = self.backend.xp
         if isinstance(x, (list, tuple)) and len(x) and all(is_array(row) for row in x):
@@ -386,18 +389,18 @@ class Model:
             x, lengths = padded(xp, x)
         x = self._placed("x", x)
         self.network.check_input(x, xp)
-        if (lengths is not None or resets is not None) and not training.has_steps(self.network, x):
+        if (lengths is not None or resets is not None) and not has_steps(self.network, x):
             raise InputError(f"lengths and resets need a time axis, but x has shape {tuple(x.shape)}")
         marks = checked_marks(lengths, resets, x)
         host_lengths = None if marks.lengths is None else to_numpy(marks.lengths)
         check_finite("x", x, host_lengths)
         if self.network.takes_integers:
             self.network.check_values(to_numpy(x), host_lengths)
-        return training.Data(x, None, host_lengths, marks.resets)
+        return Data(x, None, host_lengths, marks.resets)
 
     def checked_data(
         self, x: Any, y: Any, lengths: Lengths = None, resets: Any = None, loss: Loss | None = None
-    ) -> training.Data:
+    ) -> Data:
         """x padded, y, resets, and the lengths on the host, all checked as `fit` does; the classes for this loss."""
         data = self._data(x, lengths, resets)
         if y is None:
@@ -410,43 +413,30 @@ class Model:
         xp = self.backend.xp
         if not xp.isdtype(y.dtype, ("real floating", "integral", "bool")):
             raise InputError(f"y must be real numbers, got {dtype_name(xp, y.dtype)}: convert it first")
-        ends = data.lengths if training.has_target_steps(self.network, data.x, y) else None
+        ends = data.lengths if has_target_steps(self.network, data.x, y) else None
         check_finite("y", y, ends)
         check_classes(self.network, loss, y, ends)
         return data._replace(y=y)
 
-    def _validation(self, data: tuple[Any, ...], loss: Loss) -> training.Data:
+    def _validation(self, data: tuple[Any, ...], loss: Loss) -> Data:
         if not isinstance(data, (tuple, list)) or len(data) not in (2, 3):
             raise InputError("validation_data must be (x, y) or (x, y, lengths)")
         return self.checked_data(data[0], data[1], data[2] if len(data) == 3 else None, None, loss)
 
-    def _bucketed(self, data: training.Data) -> training.Data:
-        """Padded in time where the library would compile for every new length."""
-        x, y, lengths, resets = data
-        if not (compiles(self.backend.xp) and self.network.needs_time):
-            return data
-        steps = x.shape[1]
-        extra = self._buckets.steps(steps) - steps
-        if not extra:
-            return data
-        if y is not None and training.has_target_steps(self.network, x, y):
-            y = _extended(self.backend, y, extra)
-        lengths = np.full(x.shape[0], steps) if lengths is None else lengths
-        return training.Data(_extended(self.backend, x, extra), y, lengths, _extended(self.backend, resets, extra))
+    def _batches(self, data: Data, size: int | None, loss: Loss | None = None) -> Batches:
+        """To cut `size` rows at a time, or all at once, to compute this loss with."""
+        size = data.x.shape[0] if size is None else size
+        check_positive_integer("batch_size", size)
+        return Batches(data, self.network, self.backend, self._buckets, size, loss)
 
-    def _evaluate(self, data: training.Data, *, batch_size: int, loss: Loss | None = None) -> float:
+    def _evaluate(self, data: Data, *, batch_size: int, loss: Loss | None = None) -> float:
         function = self.loss if loss is None else loss
         run = jit(self.backend.xp, training.loss_value, static=("network", "loss"))
         total = weight = 0.0
-        for rows in _row_slices(data.x.shape[0], batch_size):
-            part = data.rows(rows, self.backend)
-            batch = self._bucketed(part)
-            marks = batch.marks(self.backend)
-            value = run(self.params, batch.x, batch.y, marks, network=self.network, loss=function)
-            steps = part.lengths if self.network.keeps_time else None
-            count = float(part.x.shape[0] if steps is None else steps.sum())
-            total += float(to_numpy(value)) * count
-            weight += count
+        for piece in self._batches(data, batch_size, function).in_order():
+            value = run(self.params, piece.batch, network=self.network, loss=function)
+            total += float(to_numpy(value)) * piece.weight
+            weight += piece.weight
         return total / max(weight, 1.0)
 
 
@@ -489,12 +479,8 @@ def _model(
     model.network, model.backend, model.seed = network, backend, seed
     model.params = {name: asarray(p, backend) for name, p in host_params.items()}
     model.metadata, model.loss = dict(metadata), loss
-    model._buckets = training.Buckets()
+    model._buckets = Buckets()
     return model
-
-
-def _first_steps(y: Array, *, steps: int) -> Array:
-    return y[:, :steps, ...]
 
 
 def _predict(params: Params, x: Array, marks: Marks, *, network: Layer) -> Array:
@@ -506,18 +492,3 @@ def _step(params: Params, x: Array, state: State, *, network: Layer) -> tuple[Ar
     with forward_only():
         y, state, _ = network.forward(params, x, state, Marks(), None)
     return (y[:, 0, ...] if network.keeps_time else y), state
-
-
-def _row_slices(count: int, size: int | None) -> list[slice]:
-    """`size` rows at a time, or all at once."""
-    size = count if size is None else size
-    check_positive_integer("batch_size", size)
-    return [slice(start, min(start + size, count)) for start in range(0, count, size)]
-
-
-def _extended(backend: Backend, x: Array | None, extra: int) -> Array | None:
-    if x is None:
-        return None
-    shape = (x.shape[0], extra, *x.shape[2:])
-    zeros = from_host(np.zeros(shape, dtype=np.int32), backend)
-    return backend.xp.concat([x, backend.xp.astype(zeros, x.dtype)], axis=1)

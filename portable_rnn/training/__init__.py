@@ -1,8 +1,9 @@
 """Losses, optimizers, schedules and the loop that trains a network."""
 
 from . import losses
+from .batching import Batch, Batches, Buckets, Data, Piece, has_steps, has_target_steps
 from .callbacks import Callback, EarlyStopping, Epoch, History, Progress, notify, run_callbacks
-from .loop import Buckets, TrainingRun, all_finite, loss_and_gradients, loss_value, start_optimizer, train_step
+from .loop import TrainingRun, all_finite, loss_and_gradients, loss_value, start_optimizer, train_step
 from .losses import Huber, Loss, binary_cross_entropy, cross_entropy, huber, loss_function, loss_name, mae, mse
 from .memory_limit import limited, parse_bytes
 from .optimizers import (
@@ -26,14 +27,18 @@ from .optimizers import (
 
 __all__ = [
     "Adam",
+    "Batch",
+    "Batches",
     "Buckets",
     "Callback",
+    "Data",
     "EarlyStopping",
     "Epoch",
     "History",
     "Huber",
     "Loss",
     "Optimizer",
+    "Piece",
     "Progress",
     "RMSprop",
     "Sgd",
@@ -47,6 +52,8 @@ __all__ = [
     "cross_entropy",
     "exponential_decay",
     "global_norm",
+    "has_steps",
+    "has_target_steps",
     "huber",
     "limited",
     "loss_and_gradients",

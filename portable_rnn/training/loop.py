@@ -4,84 +4,61 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-from ..arrays import Array, Backend, Marks, Params, State, from_host, leaves, map_leaves, namespace_of, to_numpy
+from ..arrays import (
+    Array,
+    Backend,
+    Marks,
+    Params,
+    State,
+    as_before,
+    from_host,
+    in_host_memory,
+    map_leaves,
+    namespace_of,
+    to_numpy,
+)
 from ..data import batches
 from ..errors import NonFiniteError
 from ..execution import compiles, forward_only, jit
-from ..layers import Layer, flat_layers, place_masks, random_generator, with_prefix
+from ..layers import Layer, flat_layers, place_masks, with_prefix
+from .batching import Batch, Batches, Piece, drawn_masks
 from .callbacks import History, Progress
-from .losses import Loss
+from .losses import Loss, loss_of_rows
 from .optimizers import Optimizer, clip_by_global_norm, global_norm
 
-__all__ = ["Buckets", "TrainingRun", "all_finite", "loss_and_gradients", "loss_value", "start_optimizer", "train_step"]
-
-
-class Data(NamedTuple):
-    """Checked data on the model's library; the lengths on the host, where batches are cut."""
-
-    x: Array
-    y: Array | None
-    lengths: np.ndarray[Any, Any] | None
-    resets: Array | None
-
-    def rows(self, rows: slice, backend: Backend) -> Data:
-        """Some of the rows."""
-        if rows == slice(0, self.x.shape[0]):
-            return self
-        arrays = (self.x, self.y, self.resets)
-        if compiles(backend.xp):  # an index made on the way would be moved to the device unasked
-            arrays = jit(backend.xp, taken)(arrays, from_host(np.arange(rows.start, rows.stop), backend))
-        else:
-            arrays = map_leaves(lambda a: a[rows, ...], arrays)
-        x, y, resets = arrays
-        return Data(x, y, None if self.lengths is None else self.lengths[rows], resets)
-
-    def marks(self, backend: Backend) -> Marks:
-        """Lengths and resets on the backend."""
-        placed = None if self.lengths is None else from_host(self.lengths.astype(np.int32), backend)
-        return Marks(placed, self.resets)
-
-
-def has_steps(network: Layer, x: Array) -> bool:
-    """Whether x has a time axis: (B, T, F), or the integers (B, T) of an Embedding."""
-    return x.ndim > 2 or (x.ndim == 2 and network.takes_integers)
-
-
-def has_target_steps(network: Layer, x: Array, y: Array) -> bool:
-    """Whether the targets have the time axis of x."""
-    return network.keeps_time and has_steps(network, x) and y.ndim > 1 and y.shape[1] == x.shape[1]
+__all__ = ["TrainingRun", "all_finite", "loss_and_gradients", "loss_value", "start_optimizer", "train_step"]
 
 
 # ---------------------------------------------------------------------- one step, as pure functions
 
 
-def loss_and_gradients(
-    params: Params, x: Array, y: Array, marks: Marks, masks: Any, *, network: Layer, loss: Loss
-) -> tuple[Array, Params]:
+def loss_and_gradients(params: Params, batch: Batch, *, network: Layer, loss: Loss) -> tuple[Array, Params]:
     """The loss of a batch and its gradient with respect to every parameter."""
-    prediction, _, residuals = network.forward(params, x, None, marks, masks)
-    value, dprediction = loss(prediction, y, marks.lengths if network.keeps_time else None)
-    grads = network.parameter_gradients(params, residuals, dprediction, None)
-    return value, grads
+    prediction, _, residuals = network.forward(params, batch.x, None, batch.marks, None)
+    value, dprediction = _loss(batch, prediction, network, loss)
+    return value, network.parameter_gradients(params, residuals, dprediction, None)
 
 
-def loss_value(params: Params, x: Array, y: Array, marks: Marks, *, network: Layer, loss: Loss) -> Array:
+def loss_value(params: Params, batch: Batch, *, network: Layer, loss: Loss) -> Array:
     """The loss of a batch."""
     with forward_only():
-        prediction, _, _ = network.forward(params, x, None, marks, None)
-    return loss(prediction, y, marks.lengths if network.keeps_time else None)[0]
+        prediction, _, _ = network.forward(params, batch.x, None, batch.marks, None)
+    return _loss(batch, prediction, network, loss)[0]
+
+
+def _loss(batch: Batch, prediction: Array, network: Layer, loss: Loss) -> tuple[Array, Array]:
+    lengths = batch.marks.lengths if network.keeps_time else None
+    return loss_of_rows(loss, prediction, batch.y, lengths, batch.rows)
 
 
 def train_step(
     params: Params,
     optimizer_state: Any,
-    x: Array,
-    y: Array,
-    marks: Marks,
+    batch: Batch,
     masks: Any,
     state: State,
     *,
@@ -97,83 +74,20 @@ def train_step(
     new parameters, new optimizer state, the network's final state, and an array (2,) of the loss and of the
     gradient's global norm before clipping
     """
-    xp = namespace_of(x)
-    prediction, final, residuals = network.forward(params, x, state, marks, masks)
-    value, dprediction = loss(prediction, y, marks.lengths if network.keeps_time else None)
+    prediction, final, residuals = network.forward(params, batch.x, state, batch.marks, masks)
+    value, dprediction = _loss(batch, prediction, network, loss)
     grads = network.parameter_gradients(params, residuals, dprediction, None)
     norm = global_norm(grads)
     if clip_norm is not None:
         grads = clip_by_global_norm(grads, clip_norm, norm)
-    params, optimizer_state = optimizer.update(grads, optimizer_state, params)
-    return params, optimizer_state, final, xp.stack([value, norm])
+    new, optimizer_state = optimizer.update(grads, optimizer_state, params)
+    # a user's optimizer may compute in another dtype
+    return as_before(new, params), optimizer_state, final, namespace_of(norm).stack([value, norm])
 
 
 def start_optimizer(params: Params, *, optimizer: Optimizer) -> Any:
     """The optimizer's state before the first update."""
     return optimizer.init(params)
-
-
-def taken(arrays: Any, rows: Array) -> Any:
-    """Some rows of every array of a nest."""
-    xp = namespace_of(rows)
-    return map_leaves(lambda a: xp.take(a, rows, axis=0), arrays)
-
-
-def cut(x: Array, y: Array, marks: Marks, *, start: int, stop: int, y_has_time: bool) -> tuple[Array, Array, Marks]:
-    """The time steps from `start` to `stop` of a batch."""
-    xp = namespace_of(x)
-    lengths, resets = marks
-    if lengths is not None:
-        lengths = xp.clip(lengths - start, 0, stop - start)
-    if resets is not None:
-        resets = resets[:, start:stop]
-    y = y[:, start:stop, ...] if y_has_time else y
-    return x[:, start:stop, ...], y, Marks(lengths, resets)
-
-
-# ---------------------------------------------------------------------- time steps of a batch
-
-
-class Buckets:
-    """How many time steps a batch is padded to, so that a compiling library meets few different shapes.
-
-    The first few lengths are taken as they are. From then on a length that was not met before is rounded up to
-    ``2**k`` or ``1.5 * 2**k``, so the number of compilations grows with the logarithm of the longest sequence.
-    """
-
-    exact = 8
-
-    def __init__(self) -> None:
-        self._met: set[int] = set()
-
-    def steps(self, steps: int) -> int:
-        """The number of steps to pad to."""
-        if steps not in self._met and len(self._met) >= self.exact:
-            steps = round_up(steps)
-        self._met.add(steps)
-        return steps
-
-
-def round_up(steps: int) -> int:
-    """The next number of the form 2**k or 3 * 2**k."""
-    power = 1 << max(steps - 1, 0).bit_length()
-    return power * 3 // 4 if power >= 4 and steps <= power * 3 // 4 else power
-
-
-def drawn_masks(network: Layer, rng: np.random.Generator, shape: tuple[int, ...], steps: int) -> Any:
-    """Dropout masks for an x of this shape, whose time steps from `steps` on (if not 0) are padding.
-
-    They are those of the unpadded x, so that padding for the compiler leaves the stream of random numbers as it is.
-    """
-    if not steps or steps == shape[1]:
-        return network.dropout_masks(rng, shape)
-    masks = network.dropout_masks(rng, (shape[0], steps, *shape[2:]))
-    wanted = leaves(network.dropout_masks(random_generator(0), shape))
-
-    def extended(mask: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-        return np.pad(mask, [(0, to - size) for size, to in zip(mask.shape, next(wanted).shape, strict=True)])
-
-    return map_leaves(extended, masks)
 
 
 # ---------------------------------------------------------------------- the loop
@@ -193,13 +107,13 @@ class TrainingRun:
     tbptt: int | None
     stateful: bool
     rng: np.random.Generator
-    buckets: Buckets
     history: History
     progress: Progress
     params: Params
     optimizer_state: Any = None
     good: Params | None = None  # the last parameters whose loss was finite
-    _waiting: tuple[Array, Params, Any] | None = None
+    _waiting: tuple[Array, Params, Piece, Any, State] | None = None
+    _sums: tuple[float, float] = (0.0, 0.0)  # of this epoch: losses by weight, and weights
 
     def __post_init__(self) -> None:
         start = jit(self.backend.xp, start_optimizer, static=("optimizer",))
@@ -209,50 +123,39 @@ class TrainingRun:
             state = map_leaves(lambda a: from_host(to_numpy(a), self.backend), state)
         self.optimizer_state = state
 
-    def epoch(self, data: Data) -> None:
-        """Update once for each batch, or for each piece of it under truncated backpropagation."""
-        xp = self.backend.xp
-        whole = (data.x, data.y, data.marks(self.backend))
-        y_has_time = has_target_steps(self.network, data.x, data.y)
+    def epoch(self, data: Batches) -> float:
+        """Update once for each batch, or for each piece of it under truncated backpropagation.
+
+        Returns
+        -------
+        The mean loss over samples and valid steps, each batch with the parameters before its update.
+        """
         state: State = None
-        for rows in batches(data.x.shape[0], self.batch_size, self.rng, self.shuffle):
-            batch = jit(xp, taken)(whole, from_host(rows.astype(np.int64), self.backend))
+        self._sums = (0.0, 0.0)
+        for rows in batches(data.data.x.shape[0], self.batch_size, self.rng, self.shuffle):
             state = state if self.stateful else None
-            for start, stop, steps in self._pieces(data, rows):
-                piece = batch
-                if stop and (start, stop) != (0, data.x.shape[1]):
-                    run = jit(xp, cut, static=("start", "stop", "y_has_time"))
-                    piece = run(*batch, start=start, stop=stop, y_has_time=y_has_time)
-                state = self._update(piece, steps, state)
+            longest, width = data.longest(rows), None
+            size = self.tbptt or longest
+            for start in range(0, max(longest, 1), max(size, 1)):
+                piece = data.piece(rows, start, min(size, longest - start), width)
+                width = piece.batch.x.shape[0]  # the state is handed on: all pieces have as many rows
+                state = self._update(piece, state)
         self._settle()
+        total, weight = self._sums
+        return total / max(weight, 1.0)
 
-    def _pieces(self, data: Data, rows: np.ndarray[Any, Any]) -> list[tuple[int, int, int]]:
-        """Where each update on a batch starts and stops, and how many of its steps are not padding of all rows."""
-        if not has_steps(self.network, data.x):
-            return [(0, 0, 0)]
-        available = data.x.shape[1]
-        longest = available if data.lengths is None else max(int(data.lengths[rows].max()), 1)
-        size = self.tbptt or longest
-        pieces = []
-        for start in range(0, longest, size):
-            steps = width = min(size, longest - start)
-            if compiles(self.backend.xp) and data.lengths is not None:
-                width = min(self.tbptt or self.buckets.steps(steps), available - start)
-            pieces.append((start, start + width, steps))
-        return pieces
-
-    def _update(self, batch: tuple[Array, Array, Marks], steps: int, state: State) -> State:
+    def _update(self, piece: Piece, state: State) -> State:
         """One update; the network's state after it.
 
         The loss is read back one update late, so that a GPU computes update k + 1 while the host waits for update k.
         """
-        masks = place_masks(drawn_masks(self.network, self.rng, tuple(batch[0].shape), steps), self.backend)
+        masks = place_masks(drawn_masks(self.network, self.rng, piece), self.backend)
         step = jit(self.backend.xp, train_step, static=("network", "loss", "optimizer", "clip_norm"))
         before = self.params
         self.params, self.optimizer_state, final, numbers = step(
             before,
             self.optimizer_state,
-            *batch,
+            piece.batch,
             masks,
             state,
             network=self.network,
@@ -261,24 +164,25 @@ class TrainingRun:
             clip_norm=self.clip_norm,
         )
         self._settle()
-        self._waiting = (numbers, before, (*batch, masks, state))
+        self._waiting = (numbers, before, piece, masks, state)
         return final if self.tbptt or self.stateful else None
 
     def _settle(self) -> None:
         """Read the loss and norm of the last update, if that was not done yet."""
         if self._waiting is None:
             return
-        numbers, params, batch = self._waiting
+        numbers, params, piece, masks, state = self._waiting
         self._waiting = None
         value, norm = (float(number) for number in to_numpy(numbers))
         self.history.step_loss.append(value)
         self.history.gradient_norm.append(norm)
+        self._sums = (self._sums[0] + value * piece.weight, self._sums[1] + piece.weight)
         self.progress.step(value)
         if math.isfinite(value) and math.isfinite(norm):
             self.good = params
             return
         number = len(self.history.step_loss)
-        layer = first_nonfinite(self.network, params, *batch, loss=self.loss)
+        layer = first_nonfinite(self.network, params, piece.batch, masks, state, loss=self.loss)
         what, found = ("loss", value) if not math.isfinite(value) else ("gradient", norm)
         good = params if what == "gradient" or self.good is None else self.good
         raise NonFiniteError(
@@ -290,9 +194,7 @@ class TrainingRun:
         )
 
 
-def first_nonfinite(
-    network: Layer, params: Params, x: Array, y: Array, marks: Marks, masks: Any, state: State, *, loss: Loss
-) -> str:
+def first_nonfinite(network: Layer, params: Params, batch: Batch, masks: Any, state: State, *, loss: Loss) -> str:
     """The first place, in the order of computation, whose numbers are not all finite."""
     layers = flat_layers(network)
     names = [f"layer {prefix.rstrip('.') or 0} ({type(layer).__name__})" for prefix, layer in layers]
@@ -300,7 +202,7 @@ def first_nonfinite(
         for key, p in with_prefix(params, prefix).items():
             if not all_finite(p):
                 return f"{name}, parameter {prefix + key!r}"
-    value, saved = x, []
+    value, marks, saved = batch.x, batch.marks, []
     for name, (prefix, layer) in zip(names, layers, strict=True):
         path = [int(k) for k in prefix.split(".") if k]
         start, mask = _inside(state, path), _inside(masks, path)
@@ -310,7 +212,7 @@ def first_nonfinite(
             return f"{name}, output"
         saved.append((name, layer, own, residuals))
         marks = marks if layer.keeps_time else Marks()
-    number, dvalue = loss(value, y, marks.lengths)
+    number, dvalue = _loss(batch._replace(marks=marks), value, network, loss)
     if not (all_finite(number) and all_finite(dvalue)):
         return "the loss"
     largest = []
@@ -332,5 +234,7 @@ def _inside(nest: Any, path: list[int]) -> Any:
 
 def all_finite(x: Array) -> bool:
     """Whether a floating array has neither NaN nor infinity; reads one number back."""
+    if in_host_memory(x):
+        return bool(np.all(np.isfinite(to_numpy(x))))
     xp = namespace_of(x)
     return bool(to_numpy(xp.all(xp.isfinite(x))))

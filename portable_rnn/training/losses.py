@@ -6,13 +6,14 @@ each row's end, whatever stands behind them in prediction or target.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import numpy as np
 
-from ..arrays import Array, backend_of, dtype_name, namespace_of
+from ..arrays import Array, as_before, backend_of, device_of, dtype_name, is_array, namespace_of
 from ..cells import sigmoid
 from ..errors import InputError
 from ..layers import valid_steps
@@ -21,10 +22,12 @@ __all__ = [
     "Huber",
     "Loss",
     "binary_cross_entropy",
+    "counts_valid_steps",
     "cross_entropy",
     "huber",
     "loss_function",
     "loss_name",
+    "loss_of_rows",
     "mae",
     "mse",
 ]
@@ -203,6 +206,54 @@ def loss_function(loss: str | Loss) -> Loss:
 def loss_name(loss: Loss) -> str | None:
     """The name under which a checkpoint can find the loss again, or None."""
     return next((name for name, known in _LOSSES.items() if known == loss), None)
+
+
+def counts_valid_steps(loss: Loss) -> bool:
+    """Whether a loss is one of this library's, for which steps past the rows' ends are as if they were not there."""
+    return isinstance(loss, Huber) or any(loss is known for known in _LOSSES.values())
+
+
+def loss_of_rows(
+    loss: Loss, prediction: Array, target: Array, lengths: Array | None, rows: Array | None = None
+) -> tuple[Array, Array]:
+    """The value and gradient of a loss as arrays of the prediction's dtype, whatever a user's function computes in.
+
+    Parameters
+    ----------
+    loss : callable
+    prediction, target, lengths
+        What it takes.
+    rows : integer array (1,), optional
+        How many rows count, where there are no lengths to say so.
+
+    Raises
+    ------
+    InputError
+        A loss of the user's returns something else.
+    """
+    xp, shape = namespace_of(prediction), tuple(prediction.shape)
+    if rows is not None and lengths is None and tuple(target.shape) in (shape, shape[:-1]):
+        # the rows as the time steps of one row, which has a length
+        steps = math.prod(shape[1:-1])
+        line = xp.reshape(target, (1, shape[0] * steps, *target.shape[len(shape) - 1 :]))
+        found = loss(xp.reshape(prediction, (1, shape[0] * steps, shape[-1])), line, rows * steps)
+        return found[0], xp.reshape(found[1], shape)
+    found = loss(prediction, target, lengths)
+    if not isinstance(found, tuple) or len(found) != 2 or tuple(getattr(found[1], "shape", ())) != shape:
+        raise InputError(
+            f"loss: expected (value, gradient with respect to the prediction {shape}), got "
+            f"{_described(found)}: return both, as prnn.losses.mse does"
+        )
+    value, gradient = found
+    if not is_array(value):
+        value = xp.asarray(value, dtype=prediction.dtype, device=device_of(prediction))
+    return as_before(value, prediction), as_before(gradient, prediction)
+
+
+def _described(found: Any) -> str:
+    parts = found if isinstance(found, tuple) else (found,)
+    names = [f"an array {tuple(p.shape)}" if is_array(p) else type(p).__name__ for p in parts]
+    return f"({', '.join(names)})" if isinstance(found, tuple) else names[0]
 
 
 def _elementwise(

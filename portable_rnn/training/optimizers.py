@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Protocol, TypeAlias
 
 import numpy as np
 
-from ..arrays import Array, Params, device_of, is_array, library_name, namespace_of
+from ..arrays import Array, Params, as_before, device_of, is_array, library_name, namespace_of
 from ..errors import InputError
 
 __all__ = [
@@ -25,7 +25,6 @@ __all__ = [
     "Sgd",
     "adam",
     "adamw",
-    "as_before",
     "clip_by_global_norm",
     "cosine_decay",
     "exponential_decay",
@@ -417,18 +416,6 @@ def piecewise_constant(initial: float, factors: Mapping[int, float]) -> Schedule
 
 
 # ---------------------------------------------------------------------- shared
-
-
-def as_before(new: Any, before: Any) -> Any:
-    """`new` with the dtype and the type of what it takes the place of: an array, or the arrays of a dict by name.
-
-    NumPy returns its own scalars where an array () is computed with, and float64 where one of them is a float64.
-    """
-    if isinstance(before, dict):
-        return {name: as_before(new[name], old) for name, old in before.items()}
-    if type(new) is type(before) and new.dtype == before.dtype:
-        return new
-    return namespace_of(before).asarray(new, dtype=before.dtype)
 
 
 def _namespace(arrays: Params) -> Any:
