@@ -10,7 +10,7 @@ import functools
 import importlib.util
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,13 +51,14 @@ class Entry:
     device: str | None = None
     jitted: bool = False  # the public call is traced under jax.jit
     read_only: bool = False  # every input array refuses writes
+    strict: bool = False  # JAX's settings against implicit promotion and NaN
     examples: int = 60  # of hypothesis: few where an operation or a compilation is slow
 
 
 ENTRIES = {
     "numpy": Entry("numpy", examples=200),
     "numpy-readonly": Entry("numpy", read_only=True),
-    "jax": Entry("jax", examples=10),
+    "jax": Entry("jax", strict=True, examples=10),
     "jax-jit": Entry("jax", jitted=True, examples=5),
     "torch": Entry("torch"),
     "array_api_strict": Entry("array_api_strict"),
@@ -215,6 +216,19 @@ def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> 
     """Let go of what JAX compiled after each file: thousands of programs use up the maps a process may have."""
     if "jax" in sys.modules and (nextitem is None or nextitem.path != item.path):
         sys.modules["jax"].clear_caches()
+
+
+@pytest.fixture(autouse=True)
+def _strict_settings(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Of JAX: no rank or dtype is promoted unasked, and no operation makes a NaN."""
+    name = request.node.callspec.params.get("backend") if hasattr(request.node, "callspec") else None
+    if name is None or not ENTRIES[name].strict or "jax" not in sys.modules:
+        yield
+        return
+    import jax
+
+    with jax.numpy_rank_promotion("raise"), jax.numpy_dtype_promotion("strict"), jax.debug_nans(True):
+        yield
 
 
 @pytest.fixture(autouse=True)
