@@ -58,6 +58,11 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return model
 
 
+def test_the_file_has_the_dtype_that_is_printed(trained: Path) -> None:
+    """Training takes a learning-rate schedule."""
+    assert {p.dtype.name for p in prnn.load(trained).params.values()} == {"float32"}
+
+
 def error_line(capsys: pytest.CaptureFixture[str], code: int, expected_code: int = 2) -> str:
     """The one line on stderr; nothing else may be there."""
     assert code == expected_code

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import itertools
-import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,6 @@ import pytest
 
 import portable_rnn as prnn
 from portable_rnn.arrays import device_of, leaves
-from portable_rnn.cli import main
 from portable_rnn.execution import llvm, machine_loops
 from portable_rnn.training import clip_by_global_norm
 
@@ -151,17 +149,6 @@ def test_a_model_trained_with_a_schedule_takes_its_own_data_from_a_file(tmp_path
     again = prnn.load(tmp_path / "m.safetensors")
     assert {p.dtype.name for p in again.params.values()} == {"float32"}
     np.testing.assert_array_equal(again.predict(x), model.predict(x))
-
-
-def test_the_file_of_the_command_line_is_float32(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    rows = "".join(f"2020-01-{day:02},{math.sin(day):.3f}\n" for day in range(1, 31))
-    table = tmp_path / "table.csv"
-    table.write_text(f"date,value\n{rows}", encoding="utf-8")
-    out = tmp_path / "m.safetensors"
-    options = ["--target", "value", "--horizon", "2", "--window", "4", "--hidden", "2", "--epochs", "1"]
-    assert main(["train", str(table), *options, "--out", str(out)]) == 0
-    assert "float32" in capsys.readouterr().out
-    assert {p.dtype.name for p in prnn.load(out).params.values()} == {"float32"}
 
 
 @pytest.mark.parametrize(

@@ -68,7 +68,8 @@ class Linear(Layer):
         x = zero_padding(xp, x, marks.lengths)
         y = xp.matmul(x, params["weight"].T)
         if self.bias:
-            y = zero_padding(xp, y + params["bias"], marks.lengths)
+            bias = xp.reshape(params["bias"], (1,) * (y.ndim - 1) + (self.out_features,))
+            y = zero_padding(xp, y + bias, marks.lengths)
         return y, None, (x, marks.lengths)
 
     def backward(self, params: Params, residuals: Any, dy: Array, dstate: State) -> tuple[Params, Array | None, State]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -83,8 +84,9 @@ class Huber:
     delta: float = 1.0
 
     def __post_init__(self) -> None:
-        if not isinstance(self.delta, (int, float)) or not self.delta > 0:
+        if not isinstance(self.delta, Real) or not self.delta > 0:
             raise InputError(f"delta must be positive, got {self.delta!r}")
+        object.__setattr__(self, "delta", float(self.delta))  # NumPy's own numbers would widen arrays of float32
 
     def __call__(self, prediction: Array, target: Array, lengths: Array | None = None) -> tuple[Array, Array]:
         """The loss and its gradient."""

@@ -277,7 +277,8 @@ def _backward_in_blocks(
         emitted = emitted if isinstance(emitted, list) else map_leaves(partial(side_by_side, xp), emitted)
         (before,) = _where_not(xp, span.reset, (_h_before(xp, saved.hs, saved.h_initial, start, stop, reverse),))
         x_part = in_order(xp, x[start:stop, ...])
-        found = _gradients(xp, backward.cell, dz, x_part, dropped(before, drop), residuals, emitted)
+        seen = dropped(before, None if drop is None else drop[None, ...])
+        found = _gradients(xp, backward.cell, dz, x_part, seen, residuals, emitted)
         grads = {name: grads[name] + found[name] if grads else found[name] for name in names}
         if with_dx:
             dx.add(start, _input_cotangent(xp, w, dz))
