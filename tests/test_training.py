@@ -13,9 +13,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import strategies as st
+from trees import mapped
 
 import portable_rnn as prnn
-from portable_rnn.training import Buckets
+from portable_rnn.training import Buckets, batching
 
 
 def new_model(backend: Any, network: prnn.Layer, *, dtype: str = "float64", seed: int = 0) -> prnn.Model:
@@ -326,42 +328,85 @@ def test_the_training_step_is_compiled_once(caplog: pytest.LogCaptureFixture) ->
     assert second.count() == 0, second.messages
 
 
-def test_new_lengths_are_compiled_a_bounded_number_of_times(caplog: pytest.LogCaptureFixture) -> None:
-    pytest.importorskip("jax")
-    rng = np.random.default_rng(0)
-    model = prnn.Model(prnn.Sequential(prnn.RNN(2, 2), prnn.Linear(2, 1)), "jax", dtype="float64")
-    twin = model.to("numpy")
-    with Compilations(caplog) as found:
-        for steps in rng.permutation(np.arange(1, 61)):
-            x = rng.standard_normal((2, steps, 2))
-            y = model.predict(prnn.asarray(x, model.backend))
-            assert y.shape == (2, steps, 1)
-            np.testing.assert_allclose(prnn.to_numpy(y), twin.predict(x), rtol=0, atol=1e-12)
-    # 8 as they are, then 1, 2, 3, 4, 6, 8, ... 48, 64: these with and without padding in them
-    assert 8 <= found.count("_predict") <= 8 + 2 * 12
+def one_of(kind: str, dropout: float = 0.2) -> prnn.Layer:
+    """A network with targets for every step, for every row, and without a time axis."""
+    if kind == "rows":
+        return prnn.Linear(2, 2)
+    end = () if kind == "steps" else (prnn.Mean(),)
+    return prnn.Sequential(prnn.RNN(2, 2, recurrent_dropout=dropout), *end, prnn.Linear(2, 2))
 
 
-def test_training_on_new_lengths_is_compiled_a_bounded_number_of_times(caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("in_host_memory", [True, False], ids=["host", "device"])
+@pytest.mark.parametrize("kind", ["steps", "last", "rows"])
+def test_new_shapes_are_compiled_a_bounded_number_of_times(
+    kind: str, in_host_memory: bool, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Calls with 1 to 12 rows and 1 to 24 steps: NumPy's numbers, from one shape as it is and 2 * 2 padded ones."""
     pytest.importorskip("jax")
-    rng = np.random.default_rng(0)
-    network = prnn.Sequential(prnn.RNN(2, 2, recurrent_dropout=0.2), prnn.Linear(2, 1))
-    model = prnn.Model(network, "jax", dtype="float64")
+    monkeypatch.setattr(Buckets, "exact", 1)
+    if not in_host_memory:  # as on a GPU
+        monkeypatch.setattr(batching, "in_host_memory", lambda x: False)
+    rng = np.random.default_rng(1)
+    loss = {"steps": "huber", "last": "cross_entropy", "rows": "mse"}[kind]
+    model = prnn.Model(one_of(kind), "jax", dtype="float64")
     twin = model.to("numpy")
-    settings = {"epochs": 1, "batch_size": 2, "progress": False, "optimizer": prnn.sgd(0.01)}
+    settings = {"loss": loss, "epochs": 1, "batch_size": 5, "progress": False, "optimizer": prnn.sgd(0.01)}
     with Compilations(caplog) as found:
-        for k, steps in enumerate(rng.permutation(np.arange(1, 61))):
-            x, y = rng.standard_normal((2, steps, 2)), rng.standard_normal((2, steps, 1))
+        for k in range(16 if in_host_memory else 5):
+            rows, steps = int(rng.integers(1, 13)), int(rng.integers(1, 25))
+            x = rng.standard_normal((rows, 2) if kind == "rows" else (rows, steps, 2))
+            y = rng.integers(0, 2, rows) if kind == "last" else rng.standard_normal((*x.shape[:-1], 2))
+            lengths = rng.integers(0, steps + 1, rows) if k % 2 and kind != "rows" else None
+            results = []
             for m in (model, twin):
                 data, target = (prnn.asarray(a, m.backend) for a in (x, y))
-                if k % 3 == 0:
-                    m.fit(data, target, **settings)
-                elif k % 3 == 1:
-                    m.fit(data, target, lengths=[steps - 1, steps], **settings)
-                else:
-                    m.fit([data[0, ...], data[1, : steps - 1, :]], target, **settings)
-    # with lengths and without: 8 as they are, then 1, 2, 3, 4, 6, 8, ... 48, 64
-    assert 8 <= found.count("train_step") <= 2 * (8 + 12)
+                value, gradients = m.loss_and_grad(data, target, lengths=lengths, loss=loss)
+                history = m.fit(data, target, lengths=lengths, **settings)
+                found_loss = m.evaluate(data, target, lengths=lengths, batch_size=5)
+                prediction = m.predict(data, lengths=lengths, batch_size=None if k % 3 else 5)
+                assert prediction.shape[: prediction.ndim - 1] == (x.shape[:2] if kind == "steps" else (rows,))
+                results.append([value, on_numpy(gradients), history.loss, found_loss, prediction])
+            for got, expected in zip(mapped(prnn.to_numpy, results[0]), results[1], strict=True):
+                np.testing.assert_equal(*mapped(lambda a: np.round(a, 9), (got, expected)))
     assert_close(model.params, twin.params, 1e-9)
+    bound = 1 + (1 if kind == "rows" else 2) * 2
+    kept = 2 if kind == "rows" else 3  # batches of 5 rows stay as they are
+    for name in ("_predict", "loss_value", "loss_and_gradients", "train_step"):
+        assert found.count(name) <= bound + kept, (name, found.count(name))
+    if in_host_memory:  # and nothing else is compiled for every shape
+        assert found.count() <= 4 * (bound + kept) + 6, found.messages
+
+
+def test_the_bound_on_shapes_holds() -> None:
+    rng = np.random.default_rng(0)
+    buckets, most_rows, most_steps = Buckets(), 39, 399
+    for _ in range(3000):
+        rows, steps, ragged = int(rng.integers(1, 40)), int(rng.integers(1, 400)), bool(rng.integers(0, 2))
+        padded = buckets.shape(rows, steps, ragged=ragged)
+        assert rows <= padded[0] < max(2 * rows, 9)
+        assert steps <= padded[1] <= max(1.5 * steps, 16)
+        assert padded[2] or padded == (rows, steps, ragged)
+    bound = Buckets.exact + (np.log2(most_rows / 8) + 2) * (2 * np.log2(most_steps / 16) + 3)
+    assert 8 + 4 * 11 == len(buckets._met) <= bound
+
+
+def test_what_a_users_loss_sees_is_not_padded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It need not know of lengths that nobody gave it."""
+    pytest.importorskip("jax")
+    monkeypatch.setattr(Buckets, "exact", 0)
+
+    def loss(prediction: Any, target: Any, lengths: Any) -> Any:
+        error = prediction - target
+        return (error * error).mean(), 2 * error / error.size
+
+    rng = np.random.default_rng(0)
+    model = prnn.Model(one_of("last"), "jax", dtype="float64")
+    twin = model.to("numpy")
+    host = rng.standard_normal((7, 5, 2)), rng.standard_normal((7, 2))
+    data = [prnn.asarray(a, model.backend) for a in host]
+    settings = {"loss": loss, "epochs": 1, "batch_size": 4, "progress": False}
+    assert model.fit(*data, **settings).loss == pytest.approx(twin.fit(*host, **settings).loss, rel=1e-9)
+    assert model.evaluate(*data) == pytest.approx(twin.evaluate(*host), rel=1e-9)
 
 
 # ---------------------------------------------------------------------- it learns
@@ -444,6 +489,58 @@ def test_history_has_one_entry_for_everything(backend: Any) -> None:
     assert history.val_loss[-1] == model.evaluate(x, y)
     without = model.fit(x, y, epochs=1, batch_size=5, progress=False)
     assert without.val_loss == []
+
+
+@st.composite
+def _loss_cases(draw: st.DrawFn) -> tuple[str, str, tuple[int, int], list[int] | None, dict[str, Any], int]:
+    kind = draw(st.sampled_from(["steps", "last", "rows"]))
+    rows, steps = draw(st.integers(1, 7)), draw(st.integers(1, 5))
+    lengths = draw(st.none() | st.lists(st.integers(0, steps), min_size=rows, max_size=rows))
+    settings: dict[str, Any] = {"batch_size": draw(st.integers(1, 8)), "shuffle": draw(st.booleans())}
+    if kind == "steps":
+        settings["tbptt"] = draw(st.none() | st.integers(1, 6))
+    loss = draw(st.sampled_from(["mse", "mae", "huber", "cross_entropy", "binary_cross_entropy"]))
+    return kind, loss, (rows, steps), None if kind == "rows" else lengths, settings, draw(st.integers(1, 8))
+
+
+def test_the_loss_of_an_epoch_is_that_of_evaluate(numpy_backend: Any) -> None:
+    """With a learning rate that changes nothing: batches, pieces and lengths of any size weigh as in `evaluate`."""
+
+    @numpy_backend.for_all(_loss_cases())
+    def check(case: Any) -> None:
+        kind, loss, (rows, steps), lengths, settings, other = case
+        rng = np.random.default_rng(rows)
+        model = prnn.Model(one_of(kind, dropout=0.0), dtype="float64")
+        x = rng.standard_normal((rows, 2) if kind == "rows" else (rows, steps, 2))
+        leading = x.shape[:-1] if kind == "steps" else (rows,)
+        y = rng.integers(0, 2, leading) if loss == "cross_entropy" else rng.random((*leading, 2))
+        history = model.fit(
+            x,
+            y,
+            lengths=lengths,
+            loss=loss,
+            optimizer=prnn.sgd(1e-300),
+            epochs=1,
+            progress=False,
+            validation_data=(x, y, lengths),
+            **settings,
+        )
+        expected = model.evaluate(x, y, lengths=lengths, batch_size=other)
+        assert history.loss == pytest.approx([expected], rel=1e-12)
+        assert history.val_loss == pytest.approx([expected], rel=1e-12)
+
+
+def test_one_row_more_than_a_batch_weighs_as_one_row() -> None:
+    """65 rows in batches of 64: the last row's error is large."""
+    x = np.ones((65, 1))
+    y = np.concatenate([np.zeros((64, 1)), np.full((1, 1), 101.0)])
+    model = line_model(1.0)
+    stopping = prnn.EarlyStopping(monitor="loss")
+    settings = SETTINGS | {"batch_size": 64, "optimizer": prnn.sgd(1e-300)}
+    history = model.fit(x, y, epochs=1, shuffle=False, callbacks=[stopping], **settings)
+    assert history.step_loss == [1.0, 1e4]
+    assert history.loss == pytest.approx([(64 + 1e4) / 65], rel=1e-14)
+    assert stopping.best == history.loss[0] == pytest.approx(model.evaluate(x, y), rel=1e-14)
 
 
 def test_recorded_losses_and_norms_are_those_before_the_update() -> None:

@@ -425,8 +425,8 @@ class Model:
 
     def _batches(self, data: Data, size: int | None, loss: Loss | None = None) -> Batches:
         """To cut `size` rows at a time, or all at once, to compute this loss with."""
-        size = data.x.shape[0] if size is None else size
-        check_positive_integer("batch_size", size)
+        if size is not None:
+            check_positive_integer("batch_size", size)
         return Batches(data, self.network, self.backend, self._buckets, size, loss)
 
     def _evaluate(self, data: Data, *, batch_size: int, loss: Loss | None = None) -> float:

@@ -135,8 +135,8 @@ class Batches:
     network : Layer
     backend : Backend
     buckets : Buckets
-    size : int
-        Rows of a batch; the last one may have fewer.
+    size : int, optional
+        Rows of a batch; the last one may have fewer. All at once when left out.
     loss : Loss, optional
         What is computed with the batches, if anything.
     """
@@ -145,7 +145,7 @@ class Batches:
     network: Layer
     backend: Backend
     buckets: Buckets
-    size: int
+    size: int | None = None
     loss: Loss | None = None
 
     def __post_init__(self) -> None:
@@ -162,8 +162,9 @@ class Batches:
     def in_order(self) -> Iterator[Piece]:
         """All rows with all their steps, so many at a time."""
         count = self.data.x.shape[0]
-        for start in range(0, count, self.size):
-            yield self.piece(np.arange(start, min(start + self.size, count)))
+        size = self.size or count
+        for start in range(0, count, size):
+            yield self.piece(np.arange(start, min(start + size, count)))
 
     def longest(self, rows: np.ndarray[Any, Any]) -> int:
         """Time steps that are not padding of all these rows, at least 1; 0 without a time axis."""
@@ -219,8 +220,9 @@ class Batches:
             return width or rows, steps, ragged
         if width is not None or not self._pads:
             return self.buckets.shape(width or rows, steps, ragged=ragged, keep_rows=True)
-        whole = self.data.x.shape[0] >= self.size and (ragged or rows == self.size)
-        return self.buckets.shape(self.size if whole else rows, steps, ragged=ragged, keep_rows=whole)
+        if self.size is not None and self.data.x.shape[0] >= self.size and (ragged or rows == self.size):
+            return self.buckets.shape(self.size, steps, ragged=ragged, keep_rows=True)  # as the caller wants them
+        return self.buckets.shape(rows, steps, ragged=ragged)
 
     def _cut(self, index: np.ndarray[Any, Any], start: int, steps: int, padded: int) -> tuple[Any, Any, Any]:
         """x, y and resets of some rows and steps, padded with zeros in time."""

@@ -84,9 +84,10 @@ class Huber:
     delta: float = 1.0
 
     def __post_init__(self) -> None:
-        if not isinstance(self.delta, Real) or not self.delta > 0:
-            raise InputError(f"delta must be positive, got {self.delta!r}")
-        object.__setattr__(self, "delta", float(self.delta))  # NumPy's own numbers would widen arrays of float32
+        given: Any = self.delta
+        if not isinstance(given, Real) or not given > 0:
+            raise InputError(f"delta must be positive, got {given!r}")
+        object.__setattr__(self, "delta", float(given))  # NumPy's own numbers would widen arrays of float32
 
     def __call__(self, prediction: Array, target: Array, lengths: Array | None = None) -> tuple[Array, Array]:
         """The loss and its gradient."""
