@@ -85,7 +85,7 @@ class Huber:
 
     def __post_init__(self) -> None:
         given: Any = self.delta
-        if not isinstance(given, Real) or not given > 0:
+        if not isinstance(given, Real) or not float(given) > 0:
             raise InputError(f"delta must be positive, got {given!r}")
         object.__setattr__(self, "delta", float(given))  # NumPy's own numbers would widen arrays of float32
 
