@@ -167,7 +167,7 @@ def cross_entropy(prediction: Array, target: Array, lengths: Array | None = None
         if xp.iinfo(target.dtype).max < shape[-1]:  # uint8 can't count 300 classes
             target = xp.astype(target, xp.int32)
         classes = xp.arange(shape[-1], dtype=target.dtype, device=backend_of(target).device)
-        target = target[..., None] == classes
+        target = target[..., None] == xp.reshape(classes, (1,) * target.ndim + shape[-1:])
     valid = _valid(xp, prediction, lengths)
     prediction, target = _before_the_ends(xp, valid, prediction), _before_the_ends(xp, valid, target)
     target = xp.astype(target, prediction.dtype)
