@@ -94,6 +94,7 @@ WITH_TARGETS = ["fit", "evaluate", "loss_and_grad", "validate"]
 # ---------------------------------------------------------------------- x
 
 
+@pytest.mark.feeds_nan
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("method", METHODS)
 def test_nan_and_infinity_in_x(backend: Any, method: str, value: float) -> None:
@@ -106,6 +107,7 @@ def test_nan_and_infinity_in_x(backend: Any, method: str, value: float) -> None:
     run(bad, STEPS, lengths=[4, 4, 4, 1, 0])  # both stand behind their row's end
 
 
+@pytest.mark.feeds_nan
 @pytest.mark.parametrize("method", METHODS)
 def test_nan_in_a_list_of_sequences(backend: Any, method: str) -> None:
     use = calls(backend)
@@ -212,6 +214,7 @@ def test_resets_that_do_not_fit(backend: Any) -> None:
 # ---------------------------------------------------------------------- y
 
 
+@pytest.mark.feeds_nan
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 @pytest.mark.parametrize("method", WITH_TARGETS)
 def test_nan_and_infinity_in_y(backend: Any, method: str, value: float) -> None:

@@ -106,6 +106,7 @@ def test_gradients_of_rows_match_finite_differences(backend: Any, name: str) -> 
     check_finite_differences(backend, ROWS[name], inputs_of(ROWS[name], None, rank=2))
 
 
+@pytest.mark.feeds_nan
 @pytest.mark.parametrize("name", STEPS)
 def test_nothing_past_a_rows_end_is_looked_at(backend: Any, name: str) -> None:
     layer, given_ = STEPS[name], inputs_of(STEPS[name], [5, 3, 0, 1])

@@ -84,6 +84,7 @@ def test_max_sends_its_gradient_to_the_first_of_equal_steps(backend: Any) -> Non
     np.testing.assert_array_equal(dx, [[[0.0], [3.0], [0.0]]])
 
 
+@pytest.mark.feeds_nan
 @pytest.mark.parametrize("layer", [prnn.Last(), prnn.Mean(), prnn.Max()], ids=repr)
 def test_pooling_does_not_hide_a_nan(backend: Any, layer: prnn.Layer) -> None:
     x = np.array([[[1.0], [2.0], [np.nan]], [[1.0], [2.0], [np.nan]]])
@@ -92,6 +93,7 @@ def test_pooling_does_not_hide_a_nan(backend: Any, layer: prnn.Layer) -> None:
     assert np.isfinite(y[1, 0])
 
 
+@pytest.mark.feeds_nan
 @pytest.mark.parametrize("nonlinearity", prnn.activations.ACTIVATIONS)
 def test_activations_do_not_hide_a_nan(backend: Any, nonlinearity: str) -> None:
     x = np.array([[[np.nan]]])
@@ -103,6 +105,7 @@ def test_activations_do_not_hide_a_nan(backend: Any, nonlinearity: str) -> None:
 # ---------------------------------------------------------------------- lengths
 
 
+@pytest.mark.feeds_nan
 @pytest.mark.parametrize("name", WITH_LENGTHS)
 def test_what_stands_behind_a_rows_end_is_never_looked_at(backend: Any, name: str) -> None:
     case = hard_case(name)

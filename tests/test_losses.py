@@ -159,6 +159,7 @@ def test_value_and_gradient_are_those_of_torch(name: str, shape: str) -> None:
 # ---------------------------------------------------------------------- padding
 
 
+@pytest.mark.feeds_nan
 @pytest.mark.parametrize("rubbish", [np.nan, np.inf, -100.0])
 @pytest.mark.parametrize("name", LOSSES)
 def test_padding_changes_nothing(backend: Any, name: str, rubbish: float) -> None:
@@ -272,6 +273,7 @@ INFINITE = [0.0, -0.0, 1.0, -3.5, 90.0, -90.0, 3e38, -3e38, 1e-45, float("-inf")
 FINITE = [value for value in INFINITE if np.isfinite(value)]
 
 
+@pytest.mark.feeds_nan
 def test_values_at_the_edges_are_those_of_torch(backend: Any) -> None:
     """In float32, logits up to the largest number and -inf for a class that is left out; where torch has a value."""
     functional = pytest.importorskip("torch").nn.functional
@@ -338,6 +340,7 @@ def test_what_has_no_weight_in_the_loss_may_be_infinite(
     assert np.all(np.isfinite(gradient))
 
 
+@pytest.mark.feeds_nan
 def test_a_nan_is_not_hidden_by_a_weight_of_zero(backend: Any) -> None:
     for name, prediction, target in (
         ("cross_entropy", [[np.nan, 0.0]], [1]),

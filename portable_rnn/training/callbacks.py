@@ -22,8 +22,8 @@ class History:
     Attributes
     ----------
     loss : list of float
-        Training loss of each epoch, the mean over samples and valid steps, as `Model.evaluate` takes it: each batch with
-        the parameters before its update.
+        Training loss of each epoch, the mean over samples and valid steps, as `Model.evaluate` takes it, each batch
+        with the parameters before its update.
     val_loss : list of float
         Validation loss after each epoch; empty without validation data.
     step_loss, gradient_norm : list of float
