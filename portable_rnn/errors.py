@@ -8,7 +8,13 @@ __all__ = ["BackendError", "ConversionError", "InputError", "MissingDependencyEr
 
 
 class InputError(ValueError):
-    """An argument, array or file that the library can't use."""
+    """An argument, array or file that the library can't use.
+
+    The message is one line without control characters, whatever text from a file stands in it.
+    """
+
+    def __init__(self, message: object = "") -> None:
+        super().__init__(printable(str(message), limit=4000))
 
 
 class BackendError(InputError):

@@ -18,6 +18,7 @@ import numpy as np
 
 from ..arrays import backend as as_backend
 from ..errors import InputError
+from ..files import write_file
 from ..version import __version__
 from .cases import CELLS, KINDS, SIZES, Case, Peer
 from .libraries import gemm_peer, ours_peer, torch_peer
@@ -116,10 +117,7 @@ def write_json(found: Run, path: Path) -> None:
     found = with_ratios(found)
     head = json.dumps({key: value for key, value in found.items() if key != "cases"}, indent=1, ensure_ascii=False)
     cases = ",\n  ".join(json.dumps(case) for case in found["cases"])
-    try:
-        path.write_text(f'{head[:-2]},\n "cases": [\n  {cases}\n ]\n}}\n', encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"can't write {str(path)!r}: {error.strerror or error}") from error
+    write_file(path, f'{head[:-2]},\n "cases": [\n  {cases}\n ]\n}}\n'.encode())
 
 
 def read_json(path: Path) -> Run:

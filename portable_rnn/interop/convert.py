@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from ..errors import InputError
+from ..files import replacing
 from ..layers import Layer, Sequential
 from ..models import Model, network_from_config, read_checkpoint
 from .common import require
@@ -114,24 +115,14 @@ def _write(model: Model, target: Path) -> None:
     elif target.suffix == ".onnx":
         to_onnx(model, target)
     elif target.suffix == ".keras":
-        _whole(target, to_keras(model).save)
+        built = to_keras(model)
+        with replacing(target, suffix=".keras") as file:
+            built.save(file.name)
     else:
         module = to_torch(model)
         torch = require("torch", "torch", f"writing {target.name}")
-        _whole(target, lambda path: torch.save(module.state_dict(), path))
-
-
-def _whole(target: Path, write: Callable[[Path], None]) -> None:
-    """Write beside the target and move it there, so that an existing file is replaced only by a whole one."""
-    import tempfile
-
-    try:
-        with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as folder:
-            beside = Path(folder, target.name)
-            write(beside)
-            os.replace(beside, target)
-    except OSError as error:
-        raise InputError(f"can't write {target}: {error.strerror or error}") from error
+        with replacing(target) as file:
+            torch.save(module.state_dict(), file)
 
 
 def describe(path: str | os.PathLike[str]) -> str:

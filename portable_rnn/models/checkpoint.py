@@ -5,7 +5,6 @@ The file opens in any safetensors reader as a plain dict of arrays under torch's
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 import os
@@ -18,6 +17,7 @@ import safetensors.numpy
 
 from ..arrays import DTYPES
 from ..errors import InputError
+from ..files import write_file
 from ..layers import (
     GRU,
     LSTM,
@@ -125,9 +125,6 @@ def write_checkpoint(
     loss: str | None = None,
 ) -> None:
     """Write network and parameters to one file, whole or not at all."""
-    import tempfile  # brings zip, bz2 and lzma along
-
-    target = Path(path)
     for key, value in metadata.items():
         if not isinstance(key, str) or not isinstance(value, str):
             raise InputError(f"metadata must be texts by text, got {value!r} for {key!r}: write str({value!r})")
@@ -143,23 +140,7 @@ def write_checkpoint(
         **({"loss": loss} if loss else {}),
     }
     data = safetensors.numpy.save({k: np.ascontiguousarray(p) for k, p in params.items()}, passport)
-    try:
-        handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".part")
-    except OSError as error:
-        raise InputError(f"can't write {target}: {error.strerror or error}") from error
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, target)
-    except BaseException as error:
-        with contextlib.suppress(OSError):
-            os.unlink(temporary)
-        if isinstance(error, OSError):
-            raise InputError(f"can't write {target}: {error.strerror or error}") from error
-        raise
+    write_file(path, data)
 
 
 def read_checkpoint(
@@ -236,9 +217,3 @@ def _gru_variants(network: Layer) -> list[str]:
     if isinstance(network, GRU):
         return ["reset_after (torch, cuDNN, Keras 3)" if network.reset_after else "reset_before (Cho et al. 2014)"]
     return []
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

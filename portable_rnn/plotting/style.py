@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError, MissingDependencyError
+from ..files import replacing
 
 __all__ = [
     "BASELINE_STYLES",
@@ -89,8 +90,6 @@ def new_figure(width: float, height: float) -> Any:
 def saved(figure: Any, path: str | os.PathLike[str] | None) -> Any:
     if path is not None:
         check_picture(path)
-        try:
-            figure.savefig(path)
-        except OSError as error:
-            raise InputError(f"can't write the picture {str(path)!r}: {error.strerror or error}") from error
+        with replacing(path, what="picture") as file:
+            figure.savefig(file, format=Path(path).suffix.removeprefix("."))
     return figure
