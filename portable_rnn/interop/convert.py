@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from ..errors import InputError
-from ..files import replacing
+from ..errors import InputError, printable
+from ..files import parse_json, replacing
 from ..layers import Layer, Sequential
-from ..models import Model, network_from_config, read_checkpoint
+from ..models import Model, not_finite, read_checkpoint
 from .common import require
 from .keras import from_keras
 from .keras_export import to_keras
@@ -154,8 +153,7 @@ def describe(path: str | os.PathLike[str]) -> str:
       1: Last()
       2: Linear(8, 1)
     """
-    _, params, metadata, passport = read_checkpoint(path)
-    network = network_from_config(json.loads(passport["network"]))
+    network, params, metadata, passport = read_checkpoint(path, finite=False)
     count = sum(int(np.prod(value.shape)) for value in params.values())
     kinds = ", ".join(sorted({value.dtype.name for value in params.values()})) or "no dtype"
     lines = [str(path), f"network: {count:,} parameters of {kinds}", *_layers(network)]
@@ -163,7 +161,8 @@ def describe(path: str | os.PathLike[str]) -> str:
         if key in passport:
             lines.append(f"{title}: {_readable(passport[key])}")
     lines += [f"{key}: {value}" for key, value in metadata.items() if f"user.{key}" not in _SHOWN]
-    return "\n".join(lines)
+    lines += [f"NOT FINITE: parameter {name!r} holds {what}" for name, what in not_finite(params).items()]
+    return "\n".join(printable(line, limit=4000) for line in lines)
 
 
 def _layers(network: Layer) -> list[str]:
@@ -174,7 +173,7 @@ def _layers(network: Layer) -> list[str]:
 def _readable(value: str) -> str:
     """A passport's value; those that are JSON as words."""
     try:
-        found = json.loads(value)
-    except json.JSONDecodeError:
+        found = parse_json(value, "the entry")
+    except InputError:
         return value
     return ", ".join(f"{name} {order}" for name, order in found.items()) if isinstance(found, dict) else value
