@@ -21,7 +21,7 @@ from ..arrays import backend as as_backend
 from ..bench.command import add_options as add_bench_options
 from ..bench.command import bench
 from ..data import Table, load_seattle_temps, read_csv
-from ..errors import InputError, MissingDependencyError, NonFiniteError
+from ..errors import InputError, MissingDependencyError, NonFiniteError, printable
 from ..files import check_writable, write_file
 from ..forecasting import (
     CELLS,
@@ -163,7 +163,8 @@ def _train(args: argparse.Namespace) -> None:
     result = train_forecaster(table, settings, backend=target, time=args.time, progress=not args.quiet)
     recipe = result.forecaster.recipe
     if not args.quiet:
-        _say(f"In: {', '.join(recipe.inputs)} over {recipe.window} rows. Out: {recipe.target} over {recipe.horizon}.")
+        inputs = ", ".join(map(printable, recipe.inputs))
+        _say(f"In: {inputs} over {recipe.window} rows. Out: {printable(recipe.target)} over {recipe.horizon}.")
     _report(result, brief=args.quiet)
     _keep(result, args.save, plot)
 
@@ -197,7 +198,7 @@ def _convert(args: argparse.Namespace) -> None:
     _say(f"{args.source} -> {args.target}: {model.network}")
     for key in ("conversion_check", "conversion_notes"):
         if key in model.metadata:
-            _say(model.metadata[key])
+            _say(printable(model.metadata[key], limit=10_000))
 
 
 def _info(args: argparse.Namespace) -> None:
@@ -357,11 +358,12 @@ def _read(path: Path, target: str, inputs: list[str] | None, time: str | None) -
 
 
 def _say(text: str) -> None:
-    print(text, flush=True)
+    """Print lines; what came from a file stands in them without control characters."""
+    print("\n".join(printable(line, limit=10_000) for line in text.split("\n")), flush=True)
 
 
 def _fail(code: int, message: str) -> int:
-    print(f"{PROGRAM}: {' '.join(message.split())}", file=sys.stderr)
+    print(f"{PROGRAM}: {printable(' '.join(message.split()), limit=10_000)}", file=sys.stderr)
     return code
 
 

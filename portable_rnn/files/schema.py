@@ -299,7 +299,7 @@ def parse_json(text: str, where: str, *, limit: int = TEXT_LIMIT) -> Any:
         raise InputError(f"{where}: expected lists and objects nested at most {NESTING_LIMIT} deep, got more") from None
     except ValueError as error:  # the number of digits that `int` takes is among them
         raise InputError(f"{where}: expected JSON, got a text that is none ({error})") from error
-    level, deep = [found], 0
+    level, deep = [[found]], 0
     while level := [part for each in level for part in _parts(each)]:
         deep += 1
         if deep > NESTING_LIMIT:

@@ -11,7 +11,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from ..errors import InputError, MissingDependencyError
+from ..errors import InputError, MissingDependencyError, printable
 from ..files import replacing
 
 __all__ = [
@@ -68,8 +68,8 @@ def check_picture(path: str | os.PathLike[str]) -> None:
 
 
 def literal(text: str) -> str:
-    """A column's name may hold a dollar sign, which matplotlib would take for the start of a formula."""
-    return text.replace("$", r"\$")
+    """A column's name, whose dollar signs begin no formula and whose control characters are written out."""
+    return printable(text).replace("$", r"\$")
 
 
 def plain(axes: Any) -> None:
