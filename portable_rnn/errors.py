@@ -4,11 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
-__all__ = ["BackendError", "ConversionError", "InputError", "MissingDependencyError", "NonFiniteError"]
+__all__ = ["BackendError", "ConversionError", "InputError", "MissingDependencyError", "NonFiniteError", "printable"]
 
 
 class InputError(ValueError):
-    """An argument, array or file that the library can't use."""
+    """An argument, array or file that the library can't use.
+
+    The message is one line without control characters, whatever text from a file stands in it.
+    """
+
+    def __init__(self, message: object = "") -> None:
+        super().__init__(printable(str(message), limit=4000))
 
 
 class BackendError(InputError):
@@ -49,3 +55,30 @@ class NonFiniteError(FloatingPointError):
         self.good_params = good_params
         self.step = step
         self.layer = layer
+
+
+def printable(text: str, limit: int = 200) -> str:
+    """Text that came from a file, safe to print on a terminal: one line, no control characters, at most `limit` long.
+
+    Parameters
+    ----------
+    text : str
+        A name, a header, a message of another library.
+    limit : int
+        The longest text that is shown whole; a longer one is cut and ends in "…".
+
+    Returns
+    -------
+    str
+        Each character that Python does not call printable (control and format characters, line ends, lone surrogates)
+        is written as its escape, such as ``\\x1b``.
+
+    Examples
+    --------
+    >>> printable("layer\\x1b[2J\\n")
+    'layer\\\\x1b[2J\\\\n'
+    >>> printable("a" * 50, limit=5)
+    'aaaa…'
+    """
+    shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text[:limit])
+    return shown if len(text) <= limit and len(shown) <= limit else f"{shown[: limit - 1]}…"

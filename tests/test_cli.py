@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 import portable_rnn as prnn
+from portable_rnn import files
 from portable_rnn.cli import entry as cli
 from portable_rnn.data import read_csv
 from portable_rnn.forecasting import demo, load_forecaster
@@ -354,7 +355,7 @@ def test_write_protected_folder(
     def refuse(*args: Any, **kwargs: Any) -> Any:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(cli.tempfile, "TemporaryFile", refuse)
+    monkeypatch.setattr(files.writing, "_temporary", refuse)
     assert "Permission denied" in error_line(capsys, cli.main(TRAIN))
 
 

@@ -18,6 +18,8 @@ import numpy as np
 
 from ..arrays import backend as as_backend
 from ..errors import InputError
+from ..files import Choice, Integer, Items, Maybe, Number, Record, Table, Text, write_file
+from ..files import read_json as read_json_file
 from ..version import __version__
 from .cases import CELLS, KINDS, SIZES, Case, Peer
 from .libraries import gemm_peer, ours_peer, torch_peer
@@ -116,10 +118,7 @@ def write_json(found: Run, path: Path) -> None:
     found = with_ratios(found)
     head = json.dumps({key: value for key, value in found.items() if key != "cases"}, indent=1, ensure_ascii=False)
     cases = ",\n  ".join(json.dumps(case) for case in found["cases"])
-    try:
-        path.write_text(f'{head[:-2]},\n "cases": [\n  {cases}\n ]\n}}\n', encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"can't write {str(path)!r}: {error.strerror or error}") from error
+    write_file(path, f'{head[:-2]},\n "cases": [\n  {cases}\n ]\n}}\n'.encode())
 
 
 def read_json(path: Path) -> Run:
@@ -131,12 +130,46 @@ def read_json(path: Path) -> Run:
         It can't be read, or is something else.
     """
     try:
-        found: Run = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"can't read {str(path)!r}: {error}") from error
-    if not isinstance(found, dict) or found.get("format") != 1:
-        raise InputError(f"{str(path)!r} is no file that `portable-rnn bench --json` wrote")
+        found: Run = read_json_file(path, _RUN)
+    except InputError as error:
+        raise InputError(f"{str(path)!r} is no file that `portable-rnn bench --json` wrote: {error}") from error
     return found
+
+
+def _measured(size: tuple[int, ...], seconds: dict[str, tuple[float, ...]], **others: Any) -> dict[str, Any]:
+    """A case of a file: every peer was timed in each round."""
+    if len(size) != 4 or len({len(times) for times in seconds.values()} | {0}) > 2 or () in seconds.values():
+        raise InputError(f"expected a size of 4 numbers and as many times for each peer, got {size} and {seconds}")
+    return {"size": list(size), "seconds": {name: list(times) for name, times in seconds.items()}, **others}
+
+
+_CASE = Record(
+    _measured,
+    {
+        "cell": Choice(CELLS),
+        "kind": Choice(tuple(KINDS)),
+        "size": Items(Integer(1, 2**31)),
+        "seconds": Table(Items(Number(above=1e-12, below=1e9))),
+        "failed": Table(Text()),
+    },
+    others=True,  # ratios, which are made again from the seconds
+)
+_MACHINE = {name: Text() for name in ("processor", "system", "python", "blas")}
+# What `write_json` writes
+_RUN = Record(
+    dict,
+    {
+        "format": Integer(1, 1),
+        "date": Text(),
+        "machine": Record(dict, {**_MACHINE, "cores": Maybe(Integer(1))}),
+        "versions": Table(Text()),
+        "settings": Record(dict, {"rounds": Integer(1), "threads": Maybe(Integer(1))}),
+        "ours": Text(),
+        "peers": Items(Text()),
+        "missing": Table(Text()),
+        "cases": Items(_CASE),
+    },
+)
 
 
 # ---------------------------------------------------------------------- about the machine

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import argparse
 import csv
+import io
 import os
 import sys
-import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TextIO
@@ -21,7 +21,8 @@ from ..arrays import backend as as_backend
 from ..bench.command import add_options as add_bench_options
 from ..bench.command import bench
 from ..data import Table, load_seattle_temps, read_csv
-from ..errors import InputError, MissingDependencyError, NonFiniteError
+from ..errors import InputError, MissingDependencyError, NonFiniteError, printable
+from ..files import check_writable, write_file
 from ..forecasting import (
     CELLS,
     Result,
@@ -162,7 +163,8 @@ def _train(args: argparse.Namespace) -> None:
     result = train_forecaster(table, settings, backend=target, time=args.time, progress=not args.quiet)
     recipe = result.forecaster.recipe
     if not args.quiet:
-        _say(f"In: {', '.join(recipe.inputs)} over {recipe.window} rows. Out: {recipe.target} over {recipe.horizon}.")
+        inputs = ", ".join(map(printable, recipe.inputs))
+        _say(f"In: {inputs} over {recipe.window} rows. Out: {printable(recipe.target)} over {recipe.horizon}.")
     _report(result, brief=args.quiet)
     _keep(result, args.save, plot)
 
@@ -183,11 +185,9 @@ def _predict(args: argparse.Namespace) -> None:
     if args.output is None:
         _write_csv(sys.stdout, lines)
         return
-    try:
-        with args.output.open("w", encoding="utf-8", newline="") as file:
-            _write_csv(file, lines)
-    except OSError as error:
-        raise InputError(f"can't write {str(args.output)!r}: {error.strerror or error}") from error
+    text = io.StringIO()
+    _write_csv(text, lines)
+    write_file(args.output, text.getvalue().encode())
 
 
 def _convert(args: argparse.Namespace) -> None:
@@ -198,7 +198,7 @@ def _convert(args: argparse.Namespace) -> None:
     _say(f"{args.source} -> {args.target}: {model.network}")
     for key in ("conversion_check", "conversion_notes"):
         if key in model.metadata:
-            _say(model.metadata[key])
+            _say(printable(model.metadata[key], limit=10_000))
 
 
 def _info(args: argparse.Namespace) -> None:
@@ -341,23 +341,11 @@ def _picture(args: argparse.Namespace, *others: Path) -> Path | None:
 
 def _check_writable(path: Path, what: str, *others: Path) -> None:
     """Raise InputError where a file can't be written, or would replace another one of this command."""
-    problem = ""
     if any(path.resolve() == other.resolve() for other in others):
-        problem = "this command uses that file otherwise"
-    elif path.is_dir():
-        problem = "it is a folder"
-    elif not path.parent.is_dir():
-        problem = f"the folder {str(path.parent)!r} does not exist"
-    elif path.exists() and not os.access(path, os.W_OK):
-        problem = "it is write-protected"
-    else:
-        try:
-            with tempfile.TemporaryFile(dir=path.parent):
-                pass
-        except OSError as error:
-            problem = error.strerror or str(error)
-    if problem:
-        raise InputError(f"can't write the {what} {str(path)!r}: {problem}: give another path")
+        raise InputError(
+            f"can't write the {what} {str(path)!r}: this command uses that file otherwise: give another path"
+        )
+    check_writable(path, what=what)
 
 
 def _read(path: Path, target: str, inputs: list[str] | None, time: str | None) -> Table:
@@ -370,11 +358,12 @@ def _read(path: Path, target: str, inputs: list[str] | None, time: str | None) -
 
 
 def _say(text: str) -> None:
-    print(text, flush=True)
+    """Print lines; what came from a file stands in them without control characters."""
+    print("\n".join(printable(line, limit=10_000) for line in text.split("\n")), flush=True)
 
 
 def _fail(code: int, message: str) -> int:
-    print(f"{PROGRAM}: {' '.join(message.split())}", file=sys.stderr)
+    print(f"{PROGRAM}: {printable(' '.join(message.split()), limit=10_000)}", file=sys.stderr)
     return code
 
 

@@ -2,27 +2,27 @@
 
 from __future__ import annotations
 
-import csv
-import io
+import itertools
 import math
+import operator
 import os
 import re
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 import numpy as np
 
 from ..errors import InputError
+from .rows import Block, Rows, number, opened, quoted
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 __all__ = ["Table", "read_csv"]
 
-_DELIMITERS = (",", ";", "\t")
 _MISSING = frozenset({"", "na", "n/a", "nan", "+nan", "-nan", "null", "none"})
 _DECIMAL_COMMA = re.compile(r"[+-]?\d+,\d+")
 
@@ -50,22 +50,6 @@ class Table:
     times: NDArray[np.datetime64] | None
     target: str
     targets: NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class _Cells:
-    """The cells of a file as text, by column, with the line each row ends on."""
-
-    path: str
-    names: tuple[str, ...]
-    columns: tuple[tuple[str, ...], ...]
-    lines: tuple[int, ...]
-
-    def named(self, name: str) -> tuple[str, ...]:
-        return self.columns[self.names.index(name)]
-
-    def where(self, row: int) -> str:
-        return f"row {row + 1} (line {self.lines[row]})"
 
 
 def read_csv(
@@ -131,215 +115,239 @@ def read_csv(
             "inputs: expected at least one column name, received none: "
             "name the columns, or leave inputs out for every numeric column"
         )
-    cells = _read_cells(path)
-    for name in (target, *(inputs or ()), *(() if time is None else (time,))):
-        _require_column(cells, name)
-    times = _find_times(cells) if time is None else _times(cells, time)
-    if inputs is None:
-        chosen = tuple(
-            name for name in cells.names if name == target or (name and name != time and _is_numeric(cells.named(name)))
-        )
-    else:
-        chosen = tuple(inputs)
-    targets = _numbers(cells, target)
-    values = np.stack([_numbers(cells, name) for name in chosen], axis=1)
-    return Table(chosen, values, times, target, targets)
+    with opened(path) as file:
+        rows = Rows(path, file)
+        for name in (target, *(inputs or ()), *(() if time is None else (time,))):
+            _require_column(rows, name)
+        columns = _Columns(rows, target, inputs, time)
+        for block in rows.blocks():
+            columns.add(block)
+    return columns.table()
 
 
-def _short(text: str) -> str:
-    """The text quoted, on one line, at most 40 characters of it."""
-    return repr(text if len(text) <= 40 else text[:37] + "...")
+class _Columns:
+    """The columns of a file as they come: those with numbers, and those that may turn out to be the time.
+
+    Which are which is seen in the first row. A column of numbers must have one in every row, so what has none in the
+    first is no input, or an error.
+    """
+
+    def __init__(self, rows: Rows, target: str, inputs: Sequence[str] | None, time: str | None) -> None:
+        self.rows, self.target, self.inputs, self.time = rows, target, inputs, time
+        self.stored: list[int] = []
+        self.others: list[_Other] = []
+        self.values = array("d")
+
+    def add(self, block: Block) -> None:
+        """Take some rows."""
+        cells, columns = block.cells, block.columns
+        if not block.first:
+            self._begin(cells[:columns])
+        if self.stored != list(range(columns)):
+            pick = operator.itemgetter(*self.stored, self.stored[0])  # of two at least, so that it is a tuple
+            starts = range(0, len(cells), columns)
+            cells = [*itertools.chain.from_iterable(pick(cells[k : k + columns])[:-1] for k in starts)]
+        try:
+            found = np.array(list(map(float, cells)))
+            whole = bool(np.isfinite(found).all()) and "_" not in "".join(cells)
+        except ValueError:
+            whole = False
+        if not whole:
+            self._refuse(block, cells)
+        self.values.frombytes(found.tobytes())
+        for other in self.others:
+            other.add(block)
+
+    def _begin(self, row: list[str]) -> None:
+        names = self.rows.names
+        index = {name: k for k, name in enumerate(names)}
+        if self.inputs is None:
+            chosen = [
+                k
+                for k, (name, cell) in enumerate(zip(names, row, strict=True))
+                if name == self.target or (name and name != self.time and is_finite(cell))
+            ]
+        else:
+            chosen = [index[name] for name in self.inputs]
+        self.chosen = len(chosen)
+        self.place = chosen.index(index[self.target]) if index[self.target] in chosen else len(chosen)
+        self.stored = chosen if self.place < len(chosen) else [*chosen, index[self.target]]
+        stored = set(self.stored)
+        for k, (name, cell) in enumerate(zip(names, row, strict=True)):
+            if name == self.time:
+                self.others.append(_Other(self.rows, k, cell, must_be_time=True))
+            elif k not in stored:
+                may_be_input = self.inputs is None and bool(name)
+                may_be_time = self.time is None and as_time(cell) is not None
+                if may_be_input or may_be_time:
+                    self.others.append(_Other(self.rows, k, cell, may_be_input=may_be_input, may_be_time=may_be_time))
+
+    def _refuse(self, block: Block, cells: list[str]) -> NoReturn:
+        for k, cell in enumerate(cells):
+            if not is_finite(cell):
+                row, column = divmod(k, len(self.stored))
+                raise not_a_number(self.rows, self.stored[column], cell, block.where(block.first + row))
+        raise AssertionError("a block that is no block of numbers has a cell that is no number")
+
+    def table(self) -> Table:
+        """What all rows gave."""
+        times = None
+        for other in self.others:
+            other.finish()
+            if times is None and other.is_time:
+                times = other.times()
+        values = np.frombuffer(self.values, dtype=np.float64).reshape(-1, len(self.stored))
+        names = tuple(self.rows.names[k] for k in self.stored[: self.chosen])
+        targets = values[:, self.place].copy()
+        if self.chosen < len(self.stored):
+            values = values[:, : self.chosen].copy()
+        return Table(names, values, times, self.target, targets)
 
 
-def _read_text(path: str | os.PathLike[str]) -> str:
-    try:
-        content = Path(path).read_bytes()
-    except FileNotFoundError as error:
-        raise InputError(
-            f"expected a CSV file, received the path {str(path)!r}, which does not exist: "
-            f"check the name (the current folder is {str(Path.cwd())!r})"
-        ) from error
-    except OSError as error:
-        reason = error.strerror or type(error).__name__
-        raise InputError(
-            f"expected a readable CSV file, received {str(path)!r}, which can't be read "
-            f"({reason}): "
-            "give the path of a file that you may read"
-        ) from error
-    try:
-        text = content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise InputError(
-            f"{path}: expected UTF-8 text, received byte 0x{content[error.start]:02x} at position "
-            f'{error.start}: save the file as "CSV UTF-8"'
-        ) from error
-    if not text.strip():
-        raise InputError(
-            f"{path}: expected a header line and rows of numbers, received an empty file: "
-            "check how the file was written"
-        )
-    return text
+class _Other:
+    """A column that has no number in the first row, or was named as the time.
 
+    Its cells are looked at for times, and for a number, which makes the first row's cell an error.
+    """
 
-def _delimiter(text: str) -> str:
-    """The delimiter that splits the first line into the most fields; a comma if none does."""
-    line = text.lstrip("\r\n").splitlines()[0]
-    return max(_DELIMITERS, key=lambda mark: len(next(csv.reader([line], delimiter=mark), [])))
+    def __init__(
+        self,
+        rows: Rows,
+        index: int,
+        cell: str,
+        *,
+        may_be_input: bool = False,
+        may_be_time: bool = False,
+        must_be_time: bool = False,
+    ) -> None:
+        self.rows, self.index, self.first = rows, index, cell
+        self.may_be_input, self.must_be_time = may_be_input, must_be_time
+        self.is_time = may_be_time or must_be_time
+        self._empty = True
+        self._texts: set[str] = set()
+        self._blocks: list[NDArray[np.datetime64]] = []
+        self._disorder = ""
 
+    def add(self, block: Block) -> None:
+        """Take the column's cells of some rows."""
+        cells = block.cells[self.index :: block.columns]
+        if not block.first:
+            self._where = block.where(0)
+        if self.is_time:
+            self._add_times(block, cells)
+        if self.must_be_time or not (self.may_be_input or self.is_time):
+            return
+        for cell in cells:
+            if cell in self._texts or _is_date(cell):
+                self._empty = False
+            elif not is_missing(cell):
+                self._empty = False
+                if number(cell) is not None:  # a column of numbers
+                    if self.may_be_input:
+                        raise not_a_number(self.rows, self.index, self.first, self._where)
+                    self.is_time = False
+                    return
+                if len(self._texts) < 1000:
+                    self._texts.add(cell)
 
-def _read_cells(path: str | os.PathLike[str]) -> _Cells:
-    text = _read_text(path)
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=_delimiter(text), strict=True)
-    try:
-        rows = [(reader.line_num, row) for row in reader]
-    except csv.Error as error:
-        raise InputError(
-            f"{path}: expected CSV, received text that breaks its rules at line {reader.line_num} "
-            f"({error}): close every quote and double a quote inside quotes"
-        ) from error
-    while not rows[-1][1]:  # blank lines at the end
-        rows.pop()
-    while not rows[0][1]:  # and at the start
-        rows.pop(0)
-    names = tuple(name.strip() for name in rows[0][1])
-    _check_header(path, names)
-    if len(rows) == 1:
-        raise InputError(
-            f"{path}: expected rows of numbers below the header, received the header only: "
-            "check how the file was written"
-        )
-    for index, (line, row) in enumerate(rows[1:]):
-        if len(row) != len(names) and not (len(names) == 1 and not row):
-            raise InputError(
-                f"{path}: expected {len(names)} cells in every row, as in the header, received "
-                f"{len(row)} in row {index + 1} (line {line}): correct the row, "
-                "quote cells that contain the delimiter"
+    def _add_times(self, block: Block, cells: list[str]) -> None:
+        found = list(map(as_time, cells))
+        if None in found:
+            if self.must_be_time:
+                row = found.index(None)
+                raise InputError(
+                    f"{self.rows.path}: expected an ISO 8601 time such as 2010-01-31 or 2010-01-31T13:00 in column "
+                    f"{self._name}, received {quoted(cells[row])} in {block.where(block.first + row)}: rewrite the "
+                    "times, or leave time out and name the columns to use with inputs"
+                )
+            self.is_time = False
+            return
+        times = np.array(found, dtype="datetime64[us]")
+        whole = np.concatenate([self._blocks[-1][-1:], times]) if self._blocks else times
+        back = np.flatnonzero(whole[1:] < whole[:-1])
+        if back.size and not self._disorder:
+            k = int(back[0])
+            row = block.first + k + 1 - (len(whole) - len(times))
+            self._disorder = (
+                f"{self.rows.path}: expected the oldest row first, received {whole[k + 1].item()} after "
+                f"{whole[k].item()} in column {self._name}, {block.where(row)}: sort the rows by time"
             )
-    body = [row or [""] for _, row in rows[1:]]
-    return _Cells(
-        path=str(path),
-        names=names,
-        columns=tuple(zip(*body, strict=True)),
-        lines=tuple(line for line, _ in rows[1:]),
+        self._blocks.append(times)
+
+    @property
+    def _name(self) -> str:
+        return quoted(self.rows.names[self.index])
+
+    def finish(self) -> None:
+        """After the last row: gaps alone count as numbers, so that they are reported."""
+        if self._empty and self.may_be_input:
+            raise not_a_number(self.rows, self.index, self.first, self._where)
+
+    def times(self) -> NDArray[np.datetime64]:
+        """The column as times; rows that are not in order would make windows that run backwards."""
+        if self._disorder:
+            raise InputError(self._disorder)
+        return np.concatenate(self._blocks)
+
+
+def not_a_number(rows: Rows, index: int, cell: str, where: str) -> InputError:
+    """The error for a cell that is no finite number."""
+    text, value = cell.strip(), number(cell)
+    if not text:
+        problem, advice = "an empty cell", "fill in the value or remove the row"
+    elif is_missing(text):
+        problem, advice = f"the missing value {text!r}", "fill in the value or remove the row"
+    elif value is not None:
+        problem, advice = f"the infinity {quoted(text)}", "correct the value or remove the row"
+    elif _DECIMAL_COMMA.fullmatch(text):
+        problem, advice = f"the text {quoted(text)}", "write numbers with a decimal point"
+    else:
+        problem, advice = f"the text {quoted(text)}", "correct it, or leave this column out of inputs"
+    name = quoted(rows.names[index])
+    return InputError(
+        f"{rows.path}: expected a finite number in column {name}, received {problem} in {where}: {advice}"
     )
 
 
-def _check_header(path: str | os.PathLike[str], names: tuple[str, ...]) -> None:
-    if all(not name or _number(name) is not None for name in names):
-        raise InputError(
-            f"{path}: expected column names in the first line, received {_short(', '.join(names))}: add a header line"
-        )
-    for name in names:
-        if name and names.count(name) > 1:
-            raise InputError(
-                f"{path}: expected each column name once, received {_short(name)} "
-                f"{names.count(name)} times: rename the columns"
-            )
+def is_finite(cell: str) -> bool:
+    """Whether a cell is a finite number."""
+    value = number(cell)
+    return value is not None and math.isfinite(value)
 
 
-def _require_column(cells: _Cells, name: str) -> None:
-    names = [known for known in cells.names if known]
+def is_missing(text: str) -> bool:
+    """Whether a cell says that there is no value."""
+    return len(text) < 100 and text.strip().lower() in _MISSING
+
+
+def _is_date(text: str) -> bool:
+    """Whether a cell begins as a date does, and so is no number: only to save the time of trying."""
+    return text[4:5] == "-" and text[:4].isdigit()
+
+
+def as_time(text: str) -> datetime | None:
+    """A date or date-time, in UTC if it has an offset; the first moment of a month or a year."""
+    text = text.strip().replace("/", "-")
+    if len(text) == 4:
+        text += "-01-01"
+    elif len(text) == 7 and text[4] == "-":
+        text += "-01"
+    try:
+        time = datetime.fromisoformat(text)
+        return time.astimezone(UTC).replace(tzinfo=None) if time.tzinfo else time
+    except (ValueError, OverflowError):
+        return None
+
+
+def _require_column(rows: Rows, name: str) -> None:
+    names = [known for known in rows.names if known]
     if name in names:
         return
     import difflib  # only here: it takes a millisecond to import
 
-    folded = {known.lower(): known for known in names}
+    folded = {known.lower(): known for known in names[:1000] if len(known) <= 60}  # more would take long
     near = difflib.get_close_matches(str(name).lower(), folded, n=1)
     advice = f"did you mean {folded[near[0]]!r}?" if near else "name one of these"
-    listed = ", ".join(repr(known) for known in names[:20])
+    listed = ", ".join(map(quoted, names[:20]))
     more = f" and {len(names) - 20} more" if len(names) > 20 else ""
-    raise InputError(f"{cells.path}: expected a column of the file ({listed}{more}), received {name!r}: {advice}")
-
-
-def _number(text: str) -> float | None:
-    """The number, NaN and infinity included, or None for text. Python's 1_000 is text here."""
-    try:
-        return None if "_" in text else float(text)
-    except ValueError:
-        return None
-
-
-def _is_missing(text: str) -> bool:
-    return text.strip().lower() in _MISSING
-
-
-def _is_numeric(column: Sequence[str]) -> bool:
-    """Whether a cell is a number; a column of gaps alone counts, so that its gaps are reported."""
-    present = [cell for cell in column if not _is_missing(cell)]
-    return not present or any(_number(cell) is not None for cell in present)
-
-
-def _numbers(cells: _Cells, name: str) -> NDArray[np.float64]:
-    column = cells.named(name)
-    numbers = [_number(cell) for cell in column]
-    for row, (cell, number) in enumerate(zip(column, numbers, strict=True)):
-        if number is not None and math.isfinite(number):
-            continue
-        text = cell.strip()
-        if not text:
-            problem, advice = "an empty cell", "fill in the value or remove the row"
-        elif _is_missing(text):
-            problem, advice = f"the missing value {text!r}", "fill in the value or remove the row"
-        elif number is not None:
-            problem, advice = f"the infinity {_short(text)}", "correct the value or remove the row"
-        elif _DECIMAL_COMMA.fullmatch(text):
-            problem, advice = f"the text {text!r}", "write numbers with a decimal point"
-        else:
-            problem, advice = (
-                f"the text {_short(text)}",
-                "correct it, or leave this column out of inputs",
-            )
-        raise InputError(
-            f"{cells.path}: expected a finite number in column {name!r}, received {problem} in "
-            f"{cells.where(row)}: {advice}"
-        )
-    return np.array(numbers, dtype=np.float64)
-
-
-def _time(text: str) -> datetime | None:
-    """A date or date-time, in UTC if it has an offset; the first moment of a month or a year."""
-    text = text.strip().replace("/", "-")
-    for candidate in (text, text + "-01", text + "-01-01"):
-        try:
-            time = datetime.fromisoformat(candidate)
-            return time.astimezone(UTC).replace(tzinfo=None) if time.tzinfo else time
-        except (ValueError, OverflowError):
-            continue
-    return None
-
-
-def _find_times(cells: _Cells) -> NDArray[np.datetime64] | None:
-    for name, column in zip(cells.names, cells.columns, strict=True):
-        if _time(column[0]) is None or _is_numeric(column):
-            continue
-        times = [time for time in map(_time, column) if time is not None]
-        if len(times) == len(column):
-            return _in_order(cells, name, times)
-    return None
-
-
-def _times(cells: _Cells, name: str) -> NDArray[np.datetime64]:
-    times = []
-    for row, cell in enumerate(cells.named(name)):
-        time = _time(cell)
-        if time is None:
-            raise InputError(
-                f"{cells.path}: expected an ISO 8601 time such as 2010-01-31 or 2010-01-31T13:00 "
-                "in "
-                f"column {name!r}, received {_short(cell)} in {cells.where(row)}: rewrite the "
-                "times, "
-                "or leave time out and name the columns to use with inputs"
-            )
-        times.append(time)
-    return _in_order(cells, name, times)
-
-
-def _in_order(cells: _Cells, name: str, times: list[datetime]) -> NDArray[np.datetime64]:
-    """The times as an array; rows that are not in order would make windows that run backwards."""
-    for row in range(1, len(times)):
-        if times[row] < times[row - 1]:
-            raise InputError(
-                f"{cells.path}: expected the oldest row first, received {times[row]} after "
-                f"{times[row - 1]} in column {name!r}, {cells.where(row)}: sort the rows by time"
-            )
-    return np.array(times, dtype="datetime64[us]")
+    raise InputError(f"{rows.path}: expected a column of the file ({listed}{more}), received {name!r}: {advice}")

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..errors import InputError
+from ..files import Items, Number, record_of, shown
 
 if TYPE_CHECKING:
-    from numpy.typing import ArrayLike, NDArray
+    from numpy.typing import ArrayLike
 
 __all__ = ["Standardizer"]
 
@@ -43,8 +45,8 @@ class Standardizer:
     [[3.0, 8.0]]
     """
 
-    mean: NDArray[np.float64]
-    std: NDArray[np.float64]
+    mean: Annotated[NDArray[np.float64], Items(Number())]
+    std: Annotated[NDArray[np.float64], Items(Number(above=0))]
 
     def __post_init__(self) -> None:
         for name in ("mean", "std"):
@@ -160,13 +162,10 @@ class Standardizer:
             If ``mean`` or ``std`` is absent or no list of numbers.
         """
         try:
-            mean, std = (np.asarray(data[name], dtype=np.float64) for name in ("mean", "std"))
-        except (KeyError, TypeError, ValueError) as error:
-            raise InputError(
-                f"Standardizer: expected a dict with lists of numbers 'mean' and 'std', received "
-                f"{' '.join(repr(data).split())[:80]}: pass what Standardizer.to_dict() returned"
-            ) from error
-        return cls(mean, std)
+            found: Standardizer = record_of(cls).read(data, "Standardizer")
+        except InputError as error:
+            raise InputError(f"{error}; received {shown(data)}: pass what Standardizer.to_dict() returned") from error
+        return found
 
     def _checked(self, values: ArrayLike) -> NDArray[Any]:
         array = np.asarray(values)

@@ -18,8 +18,8 @@ import json
 import math
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Annotated, Any
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
@@ -29,6 +29,7 @@ from ..arrays import asarray, to_numpy
 from ..arrays import backend as as_backend
 from ..data import Standardizer, Table, last_value, same_time_last_period
 from ..errors import InputError
+from ..files import Integer, Json, Number, record_of
 from ..models import Model, load
 from .calendar import TimeStep, time_text
 
@@ -69,25 +70,24 @@ class Recipe:
     target: str
     inputs: tuple[str, ...]
     time: str | None
-    window: int
-    horizon: int
-    period: int | None
+    window: Annotated[int, Integer(1)]
+    horizon: Annotated[int, Integer(1)]
+    period: Annotated[int, Integer(1)] | None
     seasonal: str
     reference: str
     scaler: Standardizer
-    departure: float
+    departure: Annotated[float, Number(above=0)]
     unit: str = ""
 
     def __post_init__(self) -> None:
-        period = self.period or 0
         features = len(self.inputs) + self.sees_change
         if not (
             min(self.window, self.horizon) >= 1
-            and 0 <= period <= self.window
+            and (self.period is None or 1 <= self.period <= self.window)
             and self.target in self.inputs
-            and self.reference in (LAST_VALUE, *([self.seasonal] if period else []))
+            and self.reference in (LAST_VALUE, *([self.seasonal] if self.period else []))
             and self.scaler.mean.size == features
-            and math.isfinite(self.departure)
+            and 0 < self.departure < math.inf
         ):
             raise InputError(f"a forecasting recipe whose parts don't fit each other: {self}")
 
@@ -115,14 +115,12 @@ class Recipe:
             The text is no recipe, or one of a newer version.
         """
         try:
-            fields = json.loads(text)
-            version = fields.pop("version")
-            if version != _VERSION:
-                raise InputError(f"it has version {version}, this portable_rnn reads {_VERSION}: upgrade portable-rnn")
-            fields["inputs"] = tuple(fields["inputs"])
-            return cls(**fields | {"scaler": Standardizer.from_dict(fields["scaler"])})
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise InputError(f"the model's forecasting recipe can't be used: {error}") from error
+            recipe: Recipe = Json(_RECIPE).read(text, "recipe")
+        except InputError as error:
+            raise InputError(
+                f"the model's forecasting recipe can't be used: {error}: train and save it again"
+            ) from error
+        return recipe
 
     def past(self, values: NDArray[Any]) -> NDArray[Any]:
         """The target (N, window) among the columns (N, window, columns)."""
@@ -162,6 +160,16 @@ class Recipe:
         return simple_forecasts(past, self.horizon, self.period, self.seasonal)
 
 
+def _of_version(version: int, **fields: Any) -> Recipe:
+    if version != _VERSION:
+        raise InputError(f"it has version {version}, this portable_rnn reads {_VERSION}: upgrade portable-rnn")
+    return Recipe(**fields)
+
+
+_FIELDS = record_of(Recipe, make=_of_version)
+_RECIPE = replace(_FIELDS, fields={"version": Integer(), **_FIELDS.fields})
+
+
 @dataclass(frozen=True)
 class Forecaster:
     """A trained model with its recipe.
@@ -175,6 +183,14 @@ class Forecaster:
     model: Model
     recipe: Recipe
 
+    def __post_init__(self) -> None:
+        network, recipe = self.model.network, self.recipe
+        features = recipe.scaler.mean.size
+        if network.keeps_time or network.takes_integers or (network.in_width or features) != features:
+            raise InputError(f"a forecaster's network must take {features} features and return one row, got {network}")
+        if network.out_width(features) != recipe.horizon:
+            raise InputError(f"a forecaster's network must return {recipe.horizon} values, the horizon, got {network}")
+
     def forecast(self, values: NDArray[Any]) -> NDArray[np.float64]:
         """Forecasts in the target's unit.
 
@@ -187,10 +203,18 @@ class Forecaster:
         -------
         ndarray of float64 (N, horizon)
         """
-        x = asarray(self.recipe.features(values), self.model.backend)
+        with np.errstate(over="ignore", invalid="ignore"):  # the model refuses what is not finite
+            x = asarray(self.recipe.features(values), self.model.backend)
         departure = to_numpy(self.model.predict(x, batch_size=1024)).astype(np.float64)
         reference = self.recipe.baselines(self.recipe.past(values))[self.recipe.reference]
-        return reference + departure * self.recipe.departure
+        with np.errstate(over="ignore", invalid="ignore"):
+            forecast = reference + departure * self.recipe.departure
+        if not np.isfinite(forecast).all():
+            raise InputError(
+                "forecast: expected finite numbers, got NaN or an infinity: the values or the model's weights are too "
+                "large; check the data, or train again"
+            )
+        return forecast
 
     def forecast_table(self, table: Table, *, every: bool = False) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
         """Forecasts after a table's last row, or after every row that ends a whole window.

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from ..errors import InputError
+from ..errors import InputError, printable
+from ..files import parse_json, replacing
 from ..layers import Layer, Sequential
-from ..models import Model, network_from_config, read_checkpoint
+from ..models import Model, not_finite, read_checkpoint
 from .common import require
 from .keras import from_keras
 from .keras_export import to_keras
@@ -114,24 +114,14 @@ def _write(model: Model, target: Path) -> None:
     elif target.suffix == ".onnx":
         to_onnx(model, target)
     elif target.suffix == ".keras":
-        _whole(target, to_keras(model).save)
+        built = to_keras(model)
+        with replacing(target, suffix=".keras") as file:
+            built.save(file.name)
     else:
         module = to_torch(model)
         torch = require("torch", "torch", f"writing {target.name}")
-        _whole(target, lambda path: torch.save(module.state_dict(), path))
-
-
-def _whole(target: Path, write: Callable[[Path], None]) -> None:
-    """Write beside the target and move it there, so that an existing file is replaced only by a whole one."""
-    import tempfile
-
-    try:
-        with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as folder:
-            beside = Path(folder, target.name)
-            write(beside)
-            os.replace(beside, target)
-    except OSError as error:
-        raise InputError(f"can't write {target}: {error.strerror or error}") from error
+        with replacing(target) as file:
+            torch.save(module.state_dict(), file)
 
 
 def describe(path: str | os.PathLike[str]) -> str:
@@ -163,8 +153,7 @@ def describe(path: str | os.PathLike[str]) -> str:
       1: Last()
       2: Linear(8, 1)
     """
-    _, params, metadata, passport = read_checkpoint(path)
-    network = network_from_config(json.loads(passport["network"]))
+    network, params, metadata, passport = read_checkpoint(path, finite=False)
     count = sum(int(np.prod(value.shape)) for value in params.values())
     kinds = ", ".join(sorted({value.dtype.name for value in params.values()})) or "no dtype"
     lines = [str(path), f"network: {count:,} parameters of {kinds}", *_layers(network)]
@@ -172,7 +161,8 @@ def describe(path: str | os.PathLike[str]) -> str:
         if key in passport:
             lines.append(f"{title}: {_readable(passport[key])}")
     lines += [f"{key}: {value}" for key, value in metadata.items() if f"user.{key}" not in _SHOWN]
-    return "\n".join(lines)
+    lines += [f"NOT FINITE: parameter {name!r} holds {what}" for name, what in not_finite(params).items()]
+    return "\n".join(printable(line, limit=4000) for line in lines)
 
 
 def _layers(network: Layer) -> list[str]:
@@ -183,7 +173,7 @@ def _layers(network: Layer) -> list[str]:
 def _readable(value: str) -> str:
     """A passport's value; those that are JSON as words."""
     try:
-        found = json.loads(value)
-    except json.JSONDecodeError:
+        found = parse_json(value, "the entry")
+    except InputError:
         return value
     return ", ".join(f"{name} {order}" for name, order in found.items()) if isinstance(found, dict) else value

@@ -5,7 +5,7 @@ from __future__ import annotations
 import abc
 import dataclasses
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from types import ModuleType
 from typing import Any, ClassVar
@@ -250,19 +250,24 @@ class Layer(abc.ABC):
         """Raise InputError where names or shapes of `params` are not `parameter_shapes`."""
         if not isinstance(params, dict):
             raise InputError(f"params must be a dict of arrays, as layer.init() returns, got {type(params).__name__}")
+        for name, p in params.items():
+            if not is_array(p):
+                raise InputError(f"parameter {name!r} must be an array, got {type(p).__name__}")
+        self.check_shapes({name: tuple(p.shape) for name, p in params.items()})
+
+    def check_shapes(self, found: Mapping[str, tuple[int, ...]]) -> None:
+        """Raise InputError where names or shapes are not `parameter_shapes`."""
         shapes = self._shapes
-        if params.keys() != shapes.keys():
-            missing = ", ".join(sorted(shapes.keys() - params.keys())) or "none"
-            extra = ", ".join(sorted(params.keys() - shapes.keys())) or "none"
+        if found.keys() != shapes.keys():
+            missing = ", ".join(sorted(shapes.keys() - found.keys())) or "none"
+            extra = ", ".join(sorted(found.keys() - shapes.keys())) or "none"
             raise InputError(
                 f"parameters do not fit {self}: missing {missing}; unexpected {extra}; "
                 "layer.init() or model.params has them all"
             )
         for name, shape in shapes.items():
-            if not is_array(params[name]):
-                raise InputError(f"parameter {name!r} must be an array, got {type(params[name]).__name__}")
-            if tuple(params[name].shape) != shape:
-                raise InputError(f"parameter {name!r} must have shape {shape}, got {tuple(params[name].shape)}")
+            if found[name] != shape:
+                raise InputError(f"parameter {name!r} must have shape {shape}, got {found[name]}")
 
 
 def random_generator(seed: int | np.random.Generator) -> np.random.Generator:

@@ -4,7 +4,9 @@ from .checkpoint import (
     FORMAT,
     FORMAT_VERSION,
     network_from_config,
+    network_from_json,
     network_to_config,
+    not_finite,
     read_checkpoint,
     write_checkpoint,
 )
@@ -27,7 +29,9 @@ __all__ = [
     "gradient_flow",
     "load",
     "network_from_config",
+    "network_from_json",
     "network_to_config",
+    "not_finite",
     "read_checkpoint",
     "write_checkpoint",
 ]

@@ -441,7 +441,11 @@ class Model:
 
 
 def load(
-    path: str | os.PathLike[str], backend: str | ModuleType | Array | Backend = "numpy", dtype: Any = None
+    path: str | os.PathLike[str],
+    backend: str | ModuleType | Array | Backend = "numpy",
+    dtype: Any = None,
+    *,
+    check_finite: bool = True,
 ) -> Model:
     """Load a model that `Model.save` wrote.
 
@@ -451,13 +455,16 @@ def load(
     backend : as in `portable_rnn.backend`
     dtype : optional
         The file's when left out.
+    check_finite : bool
+        Whether a NaN or an infinity among the weights is an error. With False such a model is loaded as it is.
 
     Raises
     ------
     InputError
-        No such file, cut short, of another kind, or of a newer format.
+        No such file, cut short, of another kind, or of a newer format; damaged metadata; weights that are not finite,
+        by name.
     """
-    network, params, metadata, passport = read_checkpoint(path)
+    network, params, metadata, passport = read_checkpoint(path, finite=check_finite)
     saved = next(iter(params.values())).dtype.name if params else "float32"
     wanted = saved if dtype is None and not isinstance(backend, Backend) else dtype
     try:

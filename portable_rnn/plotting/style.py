@@ -11,7 +11,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-from ..errors import InputError, MissingDependencyError
+from ..errors import InputError, MissingDependencyError, printable
+from ..files import replacing
 
 __all__ = [
     "BASELINE_STYLES",
@@ -67,8 +68,8 @@ def check_picture(path: str | os.PathLike[str]) -> None:
 
 
 def literal(text: str) -> str:
-    """A column's name may hold a dollar sign, which matplotlib would take for the start of a formula."""
-    return text.replace("$", r"\$")
+    """A column's name, whose dollar signs begin no formula and whose control characters are written out."""
+    return printable(text).replace("$", r"\$")
 
 
 def plain(axes: Any) -> None:
@@ -89,8 +90,6 @@ def new_figure(width: float, height: float) -> Any:
 def saved(figure: Any, path: str | os.PathLike[str] | None) -> Any:
     if path is not None:
         check_picture(path)
-        try:
-            figure.savefig(path)
-        except OSError as error:
-            raise InputError(f"can't write the picture {str(path)!r}: {error.strerror or error}") from error
+        with replacing(path, what="picture") as file:
+            figure.savefig(file, format=Path(path).suffix.removeprefix("."))
     return figure

@@ -6,15 +6,14 @@ import contextlib
 import importlib
 import json
 import os
-import tempfile
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ...arrays import to_numpy
 from ...errors import InputError
+from ...files import write_file
 from ...models import Model, network_to_config
 from ...version import __version__
 from ..common import require
@@ -78,7 +77,7 @@ def to_onnx(model: Model, path: str | os.PathLike[str] | None = None, *, lengths
     except ValueError as error:
         raise InputError("the model is larger than the 2 GB that an ONNX file holds") from error
     if path is not None:
-        _write(Path(path), data)
+        write_file(path, data)
     return proto
 
 
@@ -145,24 +144,3 @@ def _in_dtype(graph: Graph, dtype: str) -> Graph:
         outputs=ports(graph.outputs),
         constants=tuple((name, constant(value)) for name, value in graph.constants),
     )
-
-
-def _write(target: Path, data: bytes) -> None:
-    """Write a file whole or not at all."""
-    temporary = None
-    try:
-        with tempfile.NamedTemporaryFile(
-            dir=target.parent, prefix=f".{target.name}.", suffix=".part", delete=False
-        ) as file:
-            temporary = Path(file.name)
-            file.write(data)
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)
-        temporary.replace(target)
-    except BaseException as error:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError):
-            raise InputError(f"can't write {target}: {error.strerror or error}") from error
-        raise
