@@ -42,6 +42,7 @@ from .training import (
     sgd,
     warmup_cosine_decay,
 )
+from .verify import verify
 from .version import __version__
 
 if TYPE_CHECKING:
@@ -115,6 +116,7 @@ __all__ = [
     "to_numpy",
     "to_onnx",
     "to_torch",
+    "verify",
     "warmup_cosine_decay",
 ]
 

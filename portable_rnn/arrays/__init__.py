@@ -14,6 +14,7 @@ from .namespaces import (
     device_of,
     dtype_name,
     enable_float64,
+    forbid_transfers,
     from_host,
     in_host_memory,
     is_array,
@@ -24,6 +25,7 @@ from .namespaces import (
     map_leaves,
     namespace_of,
     to_numpy,
+    version_of,
     with_axes,
     zeros_beside,
 )
@@ -49,6 +51,7 @@ __all__ = [
     "device_of",
     "dtype_name",
     "enable_float64",
+    "forbid_transfers",
     "from_host",
     "in_host_memory",
     "is_array",
@@ -59,6 +62,7 @@ __all__ = [
     "map_leaves",
     "namespace_of",
     "to_numpy",
+    "version_of",
     "with_axes",
     "zeros_beside",
 ]

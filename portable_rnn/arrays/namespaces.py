@@ -13,6 +13,7 @@ import os
 import sys
 import warnings
 from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
@@ -280,6 +281,16 @@ def is_traced(x: Array) -> bool:
     return bool(isinstance(x, jax.core.Tracer))
 
 
+def forbid_transfers(target: Backend) -> AbstractContextManager[None] | None:
+    """A context in which a copy between host and device is an error, or None where the library has no such guard."""
+    if target.name != "jax":
+        return None
+    import jax
+
+    guard: AbstractContextManager[None] = jax.transfer_guard("disallow")
+    return guard
+
+
 @functools.lru_cache(maxsize=64)
 def library_name(xp: Any) -> str:
     """The library's short name: "numpy" for ``array_api_compat.numpy``, "jax" for ``jax.numpy``."""
@@ -496,7 +507,7 @@ def _inspect_library(name: str) -> BackendInfo:
     if _find_spec(name) is None:
         reason = f"not installed: pip install 'portable-rnn[{name}]'"
         return BackendInfo(name, None, False, (), reason)
-    version = _version(name)
+    version = version_of(name)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -520,7 +531,8 @@ def _devices(target: Backend) -> tuple[str, ...]:
     return tuple(str(d) for d in found if d is not None)
 
 
-def _version(name: str) -> str:
+def version_of(name: str) -> str:
+    """The installed version of a library of `NAMES`."""
     import importlib.metadata  # takes 20 ms to import
 
     for distribution in _DISTRIBUTIONS.get(name, (name,)):
