@@ -348,6 +348,7 @@ def test_nested_lists_are_taken_as_they_are(backend: Any) -> None:
 # ---------------------------------------------------------------------- steps
 
 
+@pytest.mark.feeds_nan
 def test_steps_that_do_not_fit(backend: Any) -> None:
     model = calls(backend).model
     for bad, *parts in (
