@@ -28,6 +28,7 @@ from ...layers import Layer, uniform
 from .engine import Step, common_backend, evaluate, placed, reverse
 from .nodes import Constant, Host, Node, Port
 from .operators import OPERATORS
+from .stepwise import runs_stepwise
 
 __all__ = ["RECURRENT", "Graph"]
 
@@ -164,8 +165,12 @@ class Graph(Layer):
     @property
     def streams(self) -> bool:  # type: ignore[override]
         """Whether it can run one step at a time: it takes a state, and no node needs the whole sequence."""
+        return self._streams
+
+    @cached_property
+    def _streams(self) -> bool:
         whole = any(node.op in RECURRENT and node.get("direction", "forward") != "forward" for node in self.nodes)
-        return bool(self.states) and not whole
+        return not whole and runs_stepwise(self)
 
     @property
     def in_width(self) -> int | None:
