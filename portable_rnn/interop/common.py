@@ -24,6 +24,7 @@ __all__ = [
     "first_line",
     "model_of",
     "name_of_type",
+    "refuse_nan",
     "refuse_options",
     "require",
 ]
@@ -138,6 +139,24 @@ def refuse_options(layer: Layer, supported: Collection[str], framework: str, whe
             raise InputError(f"{where}{layer}: {framework}'s {type(layer).__name__} has no {option.name}={value!r}")
 
 
+def refuse_nan(params: HostParams) -> None:
+    """Raise InputError where a parameter has entries that are no numbers, and name it.
+
+    Examples
+    --------
+    >>> refuse_nan({"weight": np.array([1.0, np.nan])})
+    Traceback (most recent call last):
+    portable_rnn.errors.InputError: parameter 'weight': expected numbers, got NaN in 1 of 2: take weights saved ...
+    """
+    for name, value in params.items():
+        if value.dtype.kind == "f" and np.isnan(value).any():
+            count = int(np.isnan(value).sum())
+            raise InputError(
+                f"parameter {name!r}: expected numbers, got NaN in {count:,} of {value.size:,}: take weights saved "
+                "before the training that lost them"
+            )
+
+
 def assemble(pieces: Sequence[Piece]) -> tuple[Layer, HostParams]:
     """One network and its parameters: the layer itself where there is one only, else a `Sequential`."""
     if not pieces:
@@ -158,6 +177,7 @@ def model_of(
     """The model of a checked conversion; its dtype is the parameters' where `dtype` is None."""
     network, params = assemble(pieces)
     network.check_params(params)
+    refuse_nan(params)
     if dtype is None and not isinstance(backend, Backend):
         kinds = {value.dtype.name for value in params.values()}
         dtype = "float64" if "float64" in kinds else "float32"

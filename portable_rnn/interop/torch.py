@@ -42,7 +42,9 @@ from .selftest import (
     random_input,
     refuse_if_wrong,
 )
-from .state_dict import from_state_dict, read_state_dict
+from .state_dict import from_state_dict
+from .state_dict_files import read_state_dict
+from .state_dict_gaps import Activations
 
 __all__ = ["from_torch"]
 
@@ -51,6 +53,7 @@ def from_torch(
     source: Any,
     *,
     pooling: str | None = "auto",
+    activations: Activations = None,
     nonlinearity: str | None = None,
     order: Sequence[str] | None = None,
     network: Layer | None = None,
@@ -67,11 +70,18 @@ def from_torch(
     Parameters
     ----------
     source : torch.nn.Module, mapping of str to array, or path
-        A state dict, or a file: .safetensors, or .pt, .pth and .bin with tensors only (``weights_only=True``).
+        A state dict, or a file: .safetensors, .pt, .pth or .bin. Tensors alone are read, and no object is ever built,
+        so torch need not be installed.
     pooling : "last", "ends", "mean", "max", None or "auto"
         What stands after the last recurrent child: its last step, the end of each direction, the mean or the maximum
         over time, or nothing. "auto" takes the one that gives the module's outputs; a state dict can't be run, so
         there it has to be said where a layer follows a recurrent one.
+    activations : str, sequence of str, or mapping, optional
+        What stands in each place of a state dict where something without parameters may be: a number that an
+        `nn.Sequential` leaves out (``head.0``, ``head.2``), or between two `Linear` of other names. One of
+        `portable_rnn.activations.ACTIVATIONS`, "softmax", "log_softmax", or "none" for a Dropout, an Identity or
+        nothing: one for all places, one for each, or by name, as ``{"head.1": "relu"}`` or, of the layer in front,
+        ``{"fc1": "tanh"}``.
     nonlinearity : "tanh" or "relu", optional
         Of an RNN in a state dict, which doesn't say.
     order : sequence of str, optional
@@ -122,6 +132,7 @@ def from_torch(
             source,
             ordered=ordered,
             pooling=pooling,
+            activations=activations,
             nonlinearity=nonlinearity,
             order=order,
             network=network,
@@ -131,8 +142,10 @@ def from_torch(
     torch = require("torch", "torch", "from_torch")
     if not isinstance(source, torch.nn.Module):
         raise InputError(f"from_torch takes a torch module, a state dict or a path, got {name_of_type(source)}")
-    if nonlinearity is not None or order is not None or network is not None:
-        raise InputError("nonlinearity, order and network describe a state dict: a module says these itself")
+    if any(option is not None for option in (activations, nonlinearity, order, network)):
+        raise InputError(
+            "activations, nonlinearity, order and network describe a state dict: a module says these itself"
+        )
     return _from_module(torch, source, pooling, backend, dtype)
 
 

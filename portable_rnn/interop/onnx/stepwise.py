@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from ...errors import InputError
-from ...namespace import leaves
-from ...typing import Marks
+from ...arrays import leaves
+from ...arrays import Marks
 from .nodes import Port
 
 __all__ = ["runs_stepwise"]
