@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import re
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from types import ModuleType
@@ -11,10 +12,13 @@ from typing import Any
 
 import numpy as np
 
-from ..arrays import Array, Backend, asarray
-from ..errors import InputError, MissingDependencyError
-from ..layers import Ends, Last, Layer, Max, Mean, Sequential
+from ..layers import Ends
+from ..errors import InputError, MissingDependencyError, printable
+from ..layers import Layer
+from ..layers import Last, Max, Mean, Sequential
 from ..models import Model
+from ..arrays import Backend, asarray
+from ..arrays import Array
 
 __all__ = [
     "POOLINGS",
@@ -117,10 +121,19 @@ def name_of_type(value: Any) -> str:
     return cls.__name__ if library in ("builtins", "__main__") else f"{library} {cls.__name__}"
 
 
+_COLOURS = re.compile(r"\x1b\[[0-9;]*m")
+
+
 def first_line(error: BaseException) -> str:
-    """What another library's exception says, in at most a line."""
-    text = str(error).strip() or type(error).__name__
-    return text.splitlines()[0].rstrip(".")[:200]
+    """What another library's exception says, in at most a line; without the colours that some write.
+
+    Examples
+    --------
+    >>> first_line(ValueError("\\x1b[1mshapes differ.\\x1b[0m\\nmore"))
+    'shapes differ'
+    """
+    text = _COLOURS.sub("", str(error)).strip() or type(error).__name__
+    return printable(text.splitlines()[0].rstrip("."))
 
 
 def refuse_options(layer: Layer, supported: Collection[str], framework: str, where: str = "") -> None:

@@ -189,7 +189,7 @@ def _pooled(
     recurrent = [k for k, piece in enumerate(pieces) if _has_state(piece)]
     wanted = [None, *POOLINGS] if pooling == "auto" and recurrent else [None if pooling == "auto" else pooling]
     orders = [False, True] if layouts == {False, True} else [layouts == {False}]
-    tried: list[tuple[float, str, int, list[Piece], bool]] = []
+    tried: list[tuple[float, str, str, list[Piece], bool]] = []
     errors: list[str] = []
     for time_first in orders:
         for name in wanted:
@@ -198,18 +198,18 @@ def _pooled(
                 place = recurrent[-1] + 1 if recurrent else len(chain)
                 chain.insert(place, Piece(f"{name} pooling", POOLINGS[name](), {}))
             try:
-                found, sentence, steps = chain_difference(chain, _runner(torch, module, time_first))
+                found, sentence, length = chain_difference(chain, _runner(torch, module, time_first))
             except (InputError, RuntimeError, ValueError, IndexError) as error:
                 errors.append(first_line(error))
                 continue
-            tried.append((found, sentence, steps, chain, time_first))
+            tried.append((found, sentence, length, chain, time_first))
             if found <= TOLERANCES["float64"]:
                 return chain, found, time_first
     if not tried:
         raise ConversionError(f"the module could not be run as a chain of its children: {errors[0]}")
-    found, sentence, steps, chain, time_first = min(tried, key=lambda item: item[0])
+    found, sentence, length, chain, time_first = min(tried, key=lambda item: item[0])
     culprit = _first_difference(torch, module, chain, time_first)
-    refuse_if_wrong(found, f"{sentence}; {culprit}", "float64", f"{type(module).__name__} with {steps} time steps")
+    refuse_if_wrong(found, f"{sentence}; {culprit}", "float64", f"{type(module).__name__} with {length}")
     return chain, found, time_first
 
 
