@@ -11,8 +11,8 @@ import safetensors.numpy
 
 import portable_rnn as prnn
 from portable_rnn.cli import main
-from portable_rnn.layers import Activation
 from portable_rnn.interop.convert import convert, describe
+from portable_rnn.layers import Activation
 
 NETWORK = prnn.Sequential(prnn.GRU(3, 4), prnn.Last(), prnn.Linear(4, 2))
 

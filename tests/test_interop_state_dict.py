@@ -15,9 +15,9 @@ import pytest
 
 import portable_rnn as prnn
 from portable_rnn.cli import main
-from portable_rnn.layers import Activation, Softmax
 from portable_rnn.interop.pickles import Foreign, load_plain
 from portable_rnn.interop.state_dict_gaps import missing_numbers
+from portable_rnn.layers import Activation, Softmax
 
 
 def linear(name: str, inputs: int, outputs: int) -> dict[str, np.ndarray]:

@@ -10,10 +10,10 @@ import pytest
 
 import portable_rnn as prnn
 from portable_rnn import cells
-from portable_rnn.layers import Activation, Ends, Flip, Masked, Merge, SharedDropout, Softmax
+from portable_rnn.arrays import leaves
 from portable_rnn.interop.onnx.graph import Graph
 from portable_rnn.interop.onnx.nodes import Constant, Node, Port
-from portable_rnn.arrays import leaves
+from portable_rnn.layers import Activation, Ends, Flip, Masked, Merge, SharedDropout, Softmax
 
 BATCH, STEPS = 2, 5
 

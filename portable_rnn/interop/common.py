@@ -12,13 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from ..layers import Ends
+from ..arrays import Array, Backend, asarray
 from ..errors import InputError, MissingDependencyError, printable
-from ..layers import Layer
-from ..layers import Last, Max, Mean, Sequential
+from ..layers import Ends, Last, Layer, Max, Mean, Sequential
 from ..models import Model
-from ..arrays import Backend, asarray
-from ..arrays import Array
 
 __all__ = [
     "POOLINGS",

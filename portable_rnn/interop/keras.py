@@ -11,13 +11,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from ..layers import Flip, Masked
+from ..arrays import Array, Backend
 from ..errors import ConversionError, InputError
-from ..layers import Layer
-from ..layers import Mean
+from ..layers import Flip, Layer, Masked, Mean
 from ..models import Model
-from ..arrays import Backend
-from ..arrays import Array
 from .common import Piece, Source, assemble, first_line, model_of, name_of_type, refuse_nan
 from .keras_file import load_keras_file
 from .keras_layers import Step, host, import_keras, recurrent_layers, steps_of

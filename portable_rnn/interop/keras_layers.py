@@ -8,11 +8,25 @@ from typing import Any
 
 import numpy as np
 
-from ..layers import Activation, Ends, Flip, Merge, SharedDropout, Softmax
 from ..errors import BackendError, InputError
-from ..layers import Layer
-from ..layers import Dropout, Embedding, Last, Linear, Max, Mean
-from ..layers import GRU, LSTM, RNN
+from ..layers import (
+    GRU,
+    LSTM,
+    RNN,
+    Activation,
+    Dropout,
+    Embedding,
+    Ends,
+    Flip,
+    Last,
+    Layer,
+    Linear,
+    Max,
+    Mean,
+    Merge,
+    SharedDropout,
+    Softmax,
+)
 from .common import HostParams, Piece, name_of_type, require, tensor_to_host
 from .keras_file import unknown_layer
 from .selftest import Host

@@ -12,10 +12,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..errors import InputError, printable
-from ..layers import Layer
-from ..layers import Embedding, Linear
+from ..layers import GRU, LSTM, RNN, Embedding, Layer, Linear
 from ..models import Model
-from ..layers import GRU, LSTM, RNN
 from .common import POOLINGS, HostParams, Piece, Source, model_of
 from .state_dict_files import host_arrays
 from .state_dict_gaps import Activations, Gap, answered, missing_numbers

@@ -13,9 +13,8 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from ..models import FORMAT
 from ..errors import InputError
-from ..models import Model, load
+from ..models import FORMAT, Model, load
 from .common import HostParams, first_line, require, tensor_to_host
 from .pickles import Foreign
 from .torch_file import FileTensor, OtherTensor, array_of_tensor, read_torch_file

@@ -7,9 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..layers import Activation, Softmax
 from ..errors import InputError, printable
-from ..layers import Layer
+from ..layers import Activation, Layer, Softmax
 
 __all__ = ["Activations", "Gap", "answered", "missing_numbers"]
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
 
+from ...arrays import Marks, leaves
 from ...errors import InputError
-from ...arrays import leaves
-from ...arrays import Marks
+from .budget import FREE
 from .nodes import Port
 
 __all__ = ["runs_stepwise"]
@@ -70,13 +71,18 @@ def _drawn(rng: np.random.Generator, port: Port, time_first: bool, steps: int) -
     dims = port.dims or (None, None, None)
     batch = dims[1 if time_first else 0] if len(dims) > 1 else dims[0]
     shape = (batch if isinstance(batch, int) else 2, steps, *(d if isinstance(d, int) else 4 for d in dims[2:]))
+    if math.prod(shape) > FREE:
+        raise InputError(f"the input {port} is too large to be tried")
     return rng.standard_normal(shape) if port.floating else rng.integers(0, 2, shape)
 
 
 def _state(rng: np.random.Generator, port: Port, batch: int) -> np.ndarray[Any, Any]:
     if port.dims is None:
         raise InputError(f"the state {port} has no shape in the file")
-    return rng.uniform(-0.5, 0.5, [d if isinstance(d, int) else batch for d in port.dims])
+    shape = [d if isinstance(d, int) else batch for d in port.dims]
+    if math.prod(shape) > FREE:
+        raise InputError(f"the state {port} is too large to be tried")
+    return rng.uniform(-0.5, 0.5, shape)
 
 
 def _close(a: np.ndarray[Any, Any], b: np.ndarray[Any, Any]) -> bool:
