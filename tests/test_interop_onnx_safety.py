@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -221,3 +222,127 @@ def test_description_of_a_huge_network_is_not_believed() -> None:
     for value in ("[" * 100000, "{}", "null", '{"type": "GRU"}', '{"type": "Sequential", "layers": [1]}'):
         entry.value = value
         assert type(prnn.from_onnx(model).network).__name__ == "Graph"
+
+
+# ---------------------------------------------------------------------- small files that ask for much
+
+
+def doubling(nest: int) -> Any:
+    """Local functions, each of which calls the one before twice."""
+    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("own", 1)]
+    functions = [helper.make_function("own", "f0", ["a"], ["b"], [helper.make_node("Tanh", ["a"], ["b"])], opsets)]
+    for k in range(1, nest):
+        calls = [helper.make_node(f"f{k - 1}", [a], [b], domain="own") for a, b in ("ac", "cb")]
+        functions.append(helper.make_function("own", f"f{k}", ["a"], ["b"], calls, opsets))
+    return small_graph([helper.make_node(f"f{nest - 1}", ["x"], ["y"], domain="own")], functions=functions)
+
+
+def small_graph(nodes: list[Any], functions: Any = (), shape: Any = ("B", 3), **constants: Any) -> Any:
+    """x (B, 3) -> y."""
+    graph = helper.make_graph(
+        nodes,
+        "small",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, list(shape))],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
+        [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()],
+    )
+    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("own", 1)]
+    return helper.make_model(graph, functions=list(functions), opset_imports=opsets, ir_version=8)
+
+
+def chained(op: str, count: int, inputs: Any, **attributes: Any) -> list[Any]:
+    """Nodes of which each takes the output of the one before."""
+    names = ["x", *(f"v{k}" for k in range(count - 1)), "y"]
+    return [helper.make_node(op, inputs(names[k]), [names[k + 1]], **attributes) for k in range(count)]
+
+
+OWN = [helper.make_node("Identity", ["x"], ["y"])]
+
+
+def made(op: str, inputs: list[str], count: int = 1, **attributes: Any) -> list[Any]:
+    """Nodes beside those that give y."""
+    return [*(helper.make_node(op, inputs, [f"c{k}"], **attributes) for k in range(count)), *OWN]
+
+
+FLOATS = {"W": np.ones((1, 4, 1), "float32"), "R": np.ones((1, 4, 1), "float32")}
+GREEDY: dict[str, Callable[[], Any]] = {
+    "functions": lambda: doubling(20),
+    "ConstantOfShape": lambda: small_graph(made("ConstantOfShape", ["s"], 8), s=np.array([2**27])),
+    "many of half the size": lambda: small_graph(made("ConstantOfShape", ["s"], 40), s=np.array([2**22])),
+    "Expand": lambda: small_graph(chained("Expand", 1, lambda x: [x, "s"]), s=np.array([2**26, 1, 1])),
+    "Tile": lambda: small_graph(chained("Tile", 16, lambda x: [x, "s"]), s=np.array([4, 1])),
+    "Concat": lambda: small_graph(chained("Concat", 30, lambda x: [x, x], axis=0)),
+    "Range": lambda: small_graph(made("Range", ["a", "b", "a"], 8), a=np.float32(1), b=np.float32(2**26)),
+    "Gather": lambda: small_graph([helper.make_node("Gather", ["x", "i"], ["g"], axis=0),
+        helper.make_node("Gather", ["g", "i"], ["y"], axis=1)], i=np.zeros(2**14, "int64")),
+    "Add": lambda: small_graph([*made("ConstantOfShape", ["s"]), helper.make_node("Transpose", ["c0"], ["t"]),
+        helper.make_node("Add", ["c0", "t"], ["o"])], s=np.array([2**15, 1])),
+    "MatMul": lambda: small_graph([*made("ConstantOfShape", ["s"]),
+        *(helper.make_node("MatMul", ["c0", "c0"], [f"m{k}"]) for k in range(60))], s=np.array([2000, 2000])),
+    "LSTM": lambda: small_graph([*made("ConstantOfShape", ["s"]),
+        helper.make_node("LSTM", ["c0", "W", "R"], ["Y"], hidden_size=1)], s=np.array([2**22, 1, 1]), **FLOATS),
+    "nodes": lambda: small_graph([*OWN, *[helper.make_node("", [], [])] * 100_000]),
+    "fixed input": lambda: small_graph(
+        [*OWN, *(helper.make_node("Tanh", ["x"], [f"t{k}"]) for k in range(50))], shape=(2**12, 2**13)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", GREEDY)
+def test_a_small_file_costs_little(name: str) -> None:
+    """Some hundred bytes each; without a budget they take gigabytes or minutes."""
+    resource = pytest.importorskip("resource")
+    data = GREEDY[name]().SerializeToString()
+    assert len(data) < 500_000
+    before, started = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
+    try:
+        model = prnn.from_onnx(data)
+    except prnn.InputError:
+        model = None
+    if model is not None:
+        with pytest.raises(prnn.InputError):
+            model.predict(np.ones((2, 3), "float32"))
+    assert time.process_time() - started < 2
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300_000  # kB
+
+
+def test_local_functions_are_read_where_they_end() -> None:
+    x = np.linspace(-1, 1, 6, dtype="float32").reshape(2, 3)
+    expected = x
+    for _ in range(8):
+        expected = np.tanh(expected)
+    np.testing.assert_allclose(prnn.from_onnx(doubling(4)).predict(x), expected, atol=1e-6)
+    endless = doubling(2)
+    endless.functions[0].node[0].op_type, endless.functions[0].node[0].domain = "f1", "own"
+    refused(endless, "one within itself")
+    twice = doubling(2)
+    twice.functions.append(twice.functions[0])
+    refused(twice, "expected one of that name, got two")
+
+
+def test_arrays_that_share_a_file_without_end_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "weights.bin").write_bytes(bytes(192))
+    model = changed(external("weights.bin"))
+    for k in range(5):
+        model.graph.initializer.append(model.graph.initializer[0])
+        model.graph.initializer[-1].name = f"again{k}"
+    (tmp_path / "m.onnx").write_bytes(model.SerializeToString())
+    refused(tmp_path / "m.onnx", "at most 4 times the files")
+
+
+def test_names_of_a_file_are_printed_without_control_characters() -> None:
+    model = small_graph([helper.make_node("\x1b[2JEvil\n", ["x"], ["y"], name="\x1b]0;\x07")])
+    with pytest.raises(prnn.InputError) as caught:
+        prnn.from_onnx(model)
+    assert str(caught.value).isprintable()
+    model = small_graph(OWN)
+    model.graph.input[0].name = model.graph.node[0].input[0] = "\x1b[2J"
+    assert repr(prnn.from_onnx(model).network).isprintable()
+
+
+def test_weights_that_are_no_numbers_are_named() -> None:
+    def lost(model: Any) -> None:
+        values = numpy_helper.to_array(model.graph.initializer[1]).copy()
+        values[0, 0, 0] = np.nan
+        model.graph.initializer[1].CopyFrom(numpy_helper.from_array(values, "R"))
+
+    refused(changed(lost), "parameter 'R': expected numbers, got NaN in 1 of 32")
