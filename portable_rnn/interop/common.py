@@ -200,5 +200,5 @@ def model_of(
         "conversion_check": check,
     }
     if source.notes:
-        model.metadata["conversion_notes"] = "; ".join(source.notes)
+        model.metadata["conversion_notes"] = printable("; ".join(source.notes), 4000)
     return model

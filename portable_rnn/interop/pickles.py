@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import pickletools
 from collections.abc import Callable
-from typing import Any, BinaryIO, NamedTuple
+from io import BytesIO
+from typing import Any, NamedTuple
 
 from ..errors import InputError
 
@@ -38,12 +39,12 @@ class _Name(NamedTuple):
     name: str
 
 
-def load_plain(file: BinaryIO, call: _Call, persistent: Callable[[Any], Any]) -> Any:
+def load_plain(file: BytesIO, call: _Call, persistent: Callable[[Any], Any]) -> Any:
     """The value of one pickle.
 
     Parameters
     ----------
-    file : binary file
+    file : BytesIO
         Read up to the end of the pickle.
     call : callable (name, arguments) -> value
         What stands for a call of the pickle; it is given the name only. `Foreign` for those that it doesn't know.
@@ -78,7 +79,7 @@ class _Machine:
         self._marks: list[int] = []
         self._memo: dict[int, Any] = {}
 
-    def run(self, file: BinaryIO) -> Any:
+    def run(self, file: BytesIO) -> Any:
         for count, (operation, argument, _) in enumerate(pickletools.genops(file)):
             if count > MAX_OPERATIONS:
                 raise InputError(f"expected a pickle of at most {MAX_OPERATIONS:,} steps, got a longer one")

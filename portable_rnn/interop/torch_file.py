@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
@@ -168,11 +168,9 @@ def read_torch_file(path: Path) -> Any:
     """
     try:
         with path.open("rb") as file:
-            start = file.read(4)
-            if start[:2] != b"PK":
-                file.seek(0)
-                return _read_legacy(file, path.stat().st_size)
-        return _read_zip(path)
+            if file.read(2) == b"PK":
+                return _read_zip(path)
+        return _read_legacy(path.read_bytes())
     except (OSError, zipfile.BadZipFile, NotImplementedError, EOFError) as error:
         raise InputError("expected a whole file of torch.save, got one that is cut short or damaged") from error
 
@@ -200,7 +198,8 @@ def _read_zip(path: Path) -> Any:
     return load_plain(io.BytesIO(members.read(pickles[0])), reader.call, reader.persistent)
 
 
-def _read_legacy(file: BinaryIO, size: int) -> Any:
+def _read_legacy(data: bytes) -> Any:
+    file = io.BytesIO(data)  # of which no more can be read than there is, however much is asked for
     records: dict[str, bytes] = {}
     reader = _Reader(lambda key: records[key])
     magic, _, system, found, keys = (load_plain(file, reader.call, reader.persistent) for _ in range(5))
@@ -211,7 +210,7 @@ def _read_legacy(file: BinaryIO, size: int) -> Any:
     for key in keys:
         storage = reader.storages.get(key) if isinstance(key, str) else None
         count = int.from_bytes(file.read(8), "big" if reader.big_endian else "little")
-        if storage is None or storage.count != count or count * _width(storage.dtype) > size:
+        if storage is None or storage.count != count or count * _width(storage.dtype) > len(data):
             raise InputError("expected the storages that the pickle names, got a damaged file: save it again")
         records[key] = file.read(count * _width(storage.dtype))
     if set(records) != set(reader.storages):
