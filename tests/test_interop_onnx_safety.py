@@ -345,4 +345,4 @@ def test_weights_that_are_no_numbers_are_named() -> None:
         values[0, 0, 0] = np.nan
         model.graph.initializer[1].CopyFrom(numpy_helper.from_array(values, "R"))
 
-    refused(changed(lost), "parameter 'R': expected numbers, got NaN in 1 of 32")
+    refused(changed(lost), "parameter 'R' holds 1 NaN .*expected finite weights")

@@ -200,9 +200,10 @@ def test_names_are_printed_without_control_characters(tmp_path: Path, capsys: py
 
 def test_weights_that_are_no_numbers_are_named() -> None:
     state_dict = linear("fc", 3, 2)
-    state_dict["fc.bias"][1] = np.nan
-    with pytest.raises(prnn.InputError, match="'bias': expected numbers, got NaN in 1 of 2"):
-        prnn.from_torch(state_dict)
+    for lost in (np.nan, np.inf):
+        state_dict["fc.bias"][1] = lost
+        with pytest.raises(prnn.InputError, match=r"'bias' holds 1 NaN or infinite .*expected finite weights"):
+            prnn.from_torch(state_dict)
 
 
 # ---------------------------------------------------------------------- pickles

@@ -15,7 +15,7 @@ import numpy as np
 from ..arrays import Array, Backend, asarray
 from ..errors import InputError, MissingDependencyError, printable
 from ..layers import Ends, Last, Layer, Max, Mean, Sequential
-from ..models import Model
+from ..models import Model, not_finite
 
 __all__ = [
     "POOLINGS",
@@ -25,7 +25,7 @@ __all__ = [
     "first_line",
     "model_of",
     "name_of_type",
-    "refuse_nan",
+    "refuse_not_finite",
     "refuse_options",
     "require",
 ]
@@ -149,22 +149,20 @@ def refuse_options(layer: Layer, supported: Collection[str], framework: str, whe
             raise InputError(f"{where}{layer}: {framework}'s {type(layer).__name__} has no {option.name}={value!r}")
 
 
-def refuse_nan(params: HostParams) -> None:
-    """Raise InputError where a parameter has entries that are no numbers, and name it.
+def refuse_not_finite(params: HostParams) -> None:
+    """Raise InputError where a parameter holds NaN or an infinity, and name it.
 
     Examples
     --------
-    >>> refuse_nan({"weight": np.array([1.0, np.nan])})
+    >>> refuse_not_finite({"weight": np.array([1.0, np.nan])})
     Traceback (most recent call last):
-    portable_rnn.errors.InputError: parameter 'weight': expected numbers, got NaN in 1 of 2: take weights saved ...
+    portable_rnn.errors.InputError: parameter 'weight' holds 1 NaN or infinite values, the first at index (1,): ...
     """
-    for name, value in params.items():
-        if value.dtype.kind == "f" and np.isnan(value).any():
-            count = int(np.isnan(value).sum())
-            raise InputError(
-                f"parameter {name!r}: expected numbers, got NaN in {count:,} of {value.size:,}: take weights saved "
-                "before the training that lost them"
-            )
+    for name, what in not_finite(params).items():
+        raise InputError(
+            f"parameter {name!r} holds {what}: expected finite weights; take those saved before the training that lost "
+            "them"
+        )
 
 
 def assemble(pieces: Sequence[Piece]) -> tuple[Layer, HostParams]:
@@ -187,7 +185,7 @@ def model_of(
     """The model of a checked conversion; its dtype is the parameters' where `dtype` is None."""
     network, params = assemble(pieces)
     network.check_params(params)
-    refuse_nan(params)
+    refuse_not_finite(params)
     if dtype is None and not isinstance(backend, Backend):
         kinds = {value.dtype.name for value in params.values()}
         dtype = "float64" if "float64" in kinds else "float32"

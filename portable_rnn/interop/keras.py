@@ -15,7 +15,7 @@ from ..arrays import Array, Backend
 from ..errors import ConversionError, InputError
 from ..layers import Flip, Layer, Masked, Mean
 from ..models import Model
-from .common import Piece, Source, assemble, first_line, model_of, name_of_type, refuse_nan
+from .common import Piece, Source, assemble, first_line, model_of, name_of_type, refuse_not_finite
 from .keras_file import load_keras_file
 from .keras_layers import Step, host, import_keras, recurrent_layers, steps_of
 from .selftest import Host, Trial, check_chain, check_piece, coarsest, passed
@@ -82,7 +82,7 @@ def from_keras(
     steps = [step for layer in _line(keras, source) for step in steps_of(keras, layer, notes)]
     pieces = _grouped(steps)
     network, params = assemble(pieces)
-    refuse_nan(params)
+    refuse_not_finite(params)
     stateful = [r for step in steps for r in recurrent_layers(keras, step.source) if r.stateful]
     trial = _trial(keras, source, network, stateful, notes)
     if any(step.masks is not None for step in steps) and any(isinstance(piece.layer, Mean) for piece in _inner(steps)):

@@ -31,7 +31,18 @@ from ..layers import (
     Softmax,
 )
 from ..models import Model
-from .common import POOLINGS, Piece, Source, assemble, first_line, model_of, name_of_type, require, tensor_to_host
+from .common import (
+    POOLINGS,
+    Piece,
+    Source,
+    assemble,
+    first_line,
+    model_of,
+    name_of_type,
+    refuse_not_finite,
+    require,
+    tensor_to_host,
+)
 from .selftest import (
     TOLERANCES,
     Host,
@@ -152,6 +163,7 @@ def from_torch(
 def _from_module(torch: Any, module: Any, pooling: str | None, backend: Any, dtype: Any) -> Model:
     notes: list[str] = []
     pieces = _pieces(torch, module, "", notes)
+    refuse_not_finite(assemble(pieces)[1])
     params = [p for p in module.parameters() if p.is_floating_point()]
     wide = _wide_copy(torch, module)
     layouts = {child.batch_first for child in module.modules() if isinstance(child, torch.nn.RNNBase)}

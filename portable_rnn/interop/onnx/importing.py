@@ -15,7 +15,7 @@ from ...arrays import Array, Backend, asarray
 from ...errors import InputError
 from ...layers import Layer
 from ...models import Model, network_from_config
-from ..common import refuse_nan, require
+from ..common import refuse_not_finite, require
 from .budget import FREE, Budget
 from .exporting import graph_of_network
 from .graph import RECURRENT, Graph
@@ -62,7 +62,8 @@ def from_onnx(
     onnx = require("onnx", "onnx", "reading ONNX files")
     proto, folder = read_model(source, onnx)
     graph, params = graph_of(proto, folder, onnx)
-    refuse_nan(params)
+    # an infinity may be a mask of attention
+    refuse_not_finite({name: value for name, value in params.items() if np.isnan(value).any()})
     about = {entry.key: entry.value for entry in proto.metadata_props}
     network = own_network(graph, params, about)
     if network is None:
