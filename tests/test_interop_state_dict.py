@@ -110,6 +110,16 @@ def test_pooling_is_asked_for_wherever_time_is_left() -> None:
         prnn.from_torch(both | linear("fc", 4, 2), pooling="last")
 
 
+def test_a_decoder_is_no_link_of_a_chain_unless_it_is_said() -> None:
+    """Its first state is the encoder's last, more often than not, which no chain can express."""
+    state_dict = lstm("encoder", 3, 4) | lstm("decoder.rnn", 4, 4)
+    with pytest.raises(prnn.InputError, match=r"'decoder\.rnn' .* got a decoder"):
+        prnn.from_torch(state_dict)
+    assert kinds(prnn.from_torch(state_dict, order=("encoder", "decoder.rnn"))) == ["LSTM", "LSTM"]
+    assert kinds(prnn.from_torch(lstm("rnn1", 3, 4) | lstm("rnn2", 4, 4))) == ["LSTM", "LSTM"]
+    assert kinds(prnn.from_torch(lstm("encoder", 3, 4) | linear("decoder", 4, 2), pooling=None)) == ["LSTM", "Linear"]
+
+
 def test_answers_to_what_is_not_open_are_refused() -> None:
     with pytest.raises(prnn.InputError, match="nonlinearity: expected None"):
         prnn.from_torch(linear("fc", 3, 2), nonlinearity="relu")

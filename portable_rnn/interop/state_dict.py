@@ -21,6 +21,7 @@ from .state_dict_gaps import Activations, Gap, answered, missing_numbers
 __all__ = ["from_state_dict"]
 
 _RECURRENT_NAME = re.compile(r"(?:weight_(?:ih|hh|hr)|bias_(?:ih|hh))_l(0|[1-9][0-9]{0,3})(?:_reverse)?")
+_DECODER = re.compile(r"(?:^|[._])dec(?:oder)?(?:[._]|$)", re.IGNORECASE)
 _WIDEST_SEARCH = 6  # layers whose order is looked for by their widths
 
 
@@ -45,6 +46,13 @@ def from_state_dict(
             raise InputError(
                 f"{prefix!r} of the state dict has {_listed(params)}: expected at least one number in each"
             )
+    decoder = next((p for p in groups if _DECODER.search(p) and _runs_over_time(groups[p])), None)
+    if decoder is not None and order is None and network is None and sum(map(_runs_over_time, groups.values())) > 1:
+        raise InputError(
+            f"{decoder!r} of the state dict: expected layers in one chain, got a decoder, which may start from another "
+            "layer's state or be given its last output: pass order= with the names in the order they run if it takes "
+            "every step of the layer before it, and convert the parts by themselves if not"
+        )
     if order is not None:
         named = isinstance(order, (list, tuple)) and all(isinstance(name, str) for name in order)
         if not named or sorted(order) != sorted(groups):
@@ -168,6 +176,10 @@ def _groups(params: HostParams) -> dict[str, HostParams]:
         prefix, _, leaf = name.rpartition(".")
         groups.setdefault(prefix, {})[leaf] = value
     return groups
+
+
+def _runs_over_time(params: HostParams) -> bool:
+    return not params.keys().isdisjoint(("weight_ih_l0", "weight_ih"))
 
 
 def _chain(groups: Mapping[str, HostParams], nonlinearity: str | None) -> list[Piece]:

@@ -76,7 +76,8 @@ def _read_torch(source: Path) -> dict[str, Any]:
             "the module"
         )
     if not isinstance(found, Mapping):
-        raise InputError(f"{source} holds {type(found).__name__}: expected a state dict, names with tensors")
+        what = "one tensor" if isinstance(found, (FileTensor, OtherTensor)) else type(found).__name__
+        raise InputError(f"{source} holds {what}: expected a state dict, names with tensors")
     return dict(found)
 
 
