@@ -12,6 +12,7 @@ import safetensors.numpy
 import portable_rnn as prnn
 from portable_rnn.cli import main
 from portable_rnn.interop.convert import convert, describe
+from portable_rnn.layers import Activation
 
 NETWORK = prnn.Sequential(prnn.GRU(3, 4), prnn.Last(), prnn.Linear(4, 2))
 
@@ -147,3 +148,23 @@ def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert "pass pooling=None" in capsys.readouterr().err
     assert main(["info", source]) == 2
     assert "not a portable_rnn model" in capsys.readouterr().err
+
+
+def test_the_command_line_asks_what_stands_between(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sizes = {"0.weight": (4, 3), "2.weight": (5, 4), "4.weight": (2, 5)}
+    plain = {name: np.ones(shape, "float32") for name, shape in sizes.items()}
+    plain |= {name.replace("weight", "bias"): np.ones(shape[0], "float32") for name, shape in sizes.items()}
+    source, target = str(tmp_path / "plain.safetensors"), str(tmp_path / "m.safetensors")
+    safetensors.numpy.save_file(plain, source)
+    assert main(["convert", source, target]) == 2
+    assert "'1' between '0' and '2'; '3' between '2' and '4'" in capsys.readouterr().err
+    for given, expected in (
+        ("tanh", ["tanh", "tanh"]),
+        ("relu, none", ["relu"]),
+        ("hard_sigmoid(0.2, 0.5),softsign", ["hard_sigmoid(0.2, 0.5)", "softsign"]),
+    ):
+        assert main(["convert", source, target, "--activations", given]) == 0
+        layers: Any = prnn.load(target).network
+        assert [layer.function for layer in layers.layers if isinstance(layer, Activation)] == expected
+    assert main(["convert", source, target, "--activations", "relu,relu,relu"]) == 2
+    assert "a list of 2" in capsys.readouterr().err

@@ -311,15 +311,21 @@ def test_without_torch_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> No
 # ---------------------------------------------------------------------- state dicts and files
 
 
+def expected_classifier() -> prnn.Layer:
+    """`Classifier("last")` without its dropout."""
+    layers = [prnn.LSTM(4, 3, 2, bidirectional=True), prnn.Last(), prnn.Linear(6, 5), Activation("relu")]
+    return prnn.Sequential(prnn.Embedding(11, 4), *layers, prnn.Linear(5, 2))
+
+
 def test_a_state_dict_says_what_it_belongs_to() -> None:
     module = Classifier("last")
     state_dict = module.state_dict()
     with pytest.raises(prnn.InputError, match="pass pooling=None, 'last'"):
         prnn.from_torch(state_dict)
-    model = prnn.from_torch(state_dict, pooling="last")
-    lstm = prnn.LSTM(4, 3, 2, bidirectional=True)
-    expected = prnn.Sequential(prnn.Embedding(11, 4), lstm, prnn.Last(), prnn.Linear(6, 5), prnn.Linear(5, 2))
-    assert model.network == expected  # the relu between is nowhere in a state dict
+    with pytest.raises(prnn.InputError, match=r"'head\.2', 'head\.3' between 'head\.1' and 'head\.4'"):
+        prnn.from_torch(state_dict, pooling="last")
+    model = prnn.from_torch(state_dict, pooling="last", activations=["none", "relu"])
+    assert model.network == expected_classifier()
     for name, value in zip(model.params, state_dict.values(), strict=True):
         np.testing.assert_array_equal(model.params[name], value.numpy())
     assert "can't be run" in model.metadata["conversion_check"]
@@ -382,12 +388,14 @@ def test_a_state_dict_of_nothing_known_is_refused(state_dict: Any, message: str)
 
 def test_files(tmp_path: Path) -> None:
     module = Classifier("last")
-    expected = prnn.from_torch(module.state_dict(), pooling="last")
+    answers: Any = {"pooling": "last", "activations": {"head.0": "dropout", "head.2": "relu"}}
+    expected = prnn.from_torch(module.state_dict(), **answers)
+    assert expected.network == expected_classifier()
     torch.save(module.state_dict(), tmp_path / "m.pt")
     torch.save({"state_dict": module.state_dict(), "epoch": 3}, tmp_path / "wrapped.pth")
     safetensors_torch.save_file(module.state_dict(), tmp_path / "m.safetensors")
     for name in ("m.pt", "wrapped.pth", "m.safetensors"):
-        model = prnn.from_torch(tmp_path / name, pooling="last")
+        model = prnn.from_torch(tmp_path / name, **answers)
         assert model.network == expected.network, name
         for key, value in expected.params.items():
             np.testing.assert_array_equal(model.params[key], value)
@@ -398,13 +406,13 @@ def test_a_file_without_order_is_put_in_order_or_the_order_is_asked_for(tmp_path
     safetensors_torch.save_file(module.state_dict(), tmp_path / "m.safetensors")
     with pytest.raises(prnn.InputError, match=r"order=\('a', 'z'\)"):
         prnn.from_torch(tmp_path / "m.safetensors")
-    model = prnn.from_torch(tmp_path / "m.safetensors", order=("z", "a"))
+    model = prnn.from_torch(tmp_path / "m.safetensors", order=("z", "a"), activations="tanh")
     np.testing.assert_array_equal(model.params["0.weight"], module["z"].weight.detach().numpy())
     with pytest.raises(prnn.InputError, match="name every layer once"):
         prnn.from_torch(tmp_path / "m.safetensors", order=("z",))
     long = nn.Sequential(*(nn.Linear(2, 2) for _ in range(11)))
     safetensors_torch.save_file(long.state_dict(), tmp_path / "long.safetensors")
-    model = prnn.from_torch(tmp_path / "long.safetensors")
+    model = prnn.from_torch(tmp_path / "long.safetensors", activations="none")
     np.testing.assert_array_equal(model.params["10.weight"], long[10].weight.detach().numpy())
 
 
@@ -436,6 +444,41 @@ def test_bad_files_are_refused_and_nothing_in_them_runs(tmp_path: Path) -> None:
     for name, message in (("cut.safetensors", "whole"), ("none.pt", "no file"), ("m.txt", "no file")):
         with pytest.raises(prnn.InputError, match=message):
             prnn.from_torch(tmp_path / name)
+
+
+@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor:UserWarning")
+@pytest.mark.parametrize("legacy", [False, True])
+def test_every_dtype_and_layout_of_a_file(legacy: bool, tmp_path: Path) -> None:
+    """Read without torch: what is a dense tensor is what torch.load gives, anything else is refused by its kind."""
+    from portable_rnn.interop.state_dict_files import host_arrays
+    from portable_rnn.interop.torch_file import read_torch_file
+
+    base = torch.randn(6, 4)
+    dense = {
+        "plain": base, "transposed": base.T, "strided": base[1:3, ::2], "wide": base.double(), "half": base.half(),
+        "bfloat16": base.bfloat16(), "parameter": nn.Parameter(base), "scalar": torch.tensor(2.5),
+        "sliced": base[4:], "tied": base,
+    }  # fmt: skip
+    others = {
+        "quantized": torch._empty_affine_quantized([2, 2], scale=1.0, zero_point=0, dtype=torch.qint8),
+        "sparse": torch.eye(3).to_sparse(),
+        "meta": torch.empty(2, 2, device="meta"),
+        "expanded": torch.zeros(1).expand(2**15, 2**15),
+        "integer": torch.arange(4),
+        "complex": torch.zeros(2, dtype=torch.complex64),
+    }
+    torch.save(
+        dense | others | {"object": nn.Linear(2, 2)}, tmp_path / "m.pt", _use_new_zipfile_serialization=not legacy
+    )
+    found = read_torch_file(tmp_path / "m.pt")
+    for name, expected in dense.items():
+        got = host_arrays({name: found[name]})[name]
+        assert got.dtype == (np.float64 if name == "wide" else np.float32)
+        np.testing.assert_array_equal(got, expected.detach().to(torch.float64).numpy())
+    for name in (*others, "object"):
+        for source in (found[name], others.get(name, nn.Linear(2, 2))):
+            with pytest.raises(prnn.InputError, match=f"'{name}'"):
+                prnn.from_torch({name: source})
 
 
 def test_a_newer_passport_is_refused_with_what_to_upgrade(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

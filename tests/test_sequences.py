@@ -110,31 +110,6 @@ def test_recomputation_keeps_less(numpy_backend: Any) -> None:
     assert kept(dataclasses.replace(layer, recompute_every=20)) < kept(layer) / 10
 
 
-@pytest.mark.parametrize("network", ["lstm", "gru", "embedded"])
-def test_a_stream_equals_one_call_and_model_step(backend: Any, network: str) -> None:
-    layers = {
-        "lstm": prnn.LSTM(3, 4, 2, zoneout=0.2),
-        "gru": prnn.Sequential(prnn.Sequential(prnn.GRU(3, 4, reset_after=False), prnn.RNN(4, 5)), prnn.Linear(5, 2)),
-        "embedded": prnn.Sequential(prnn.Embedding(7, 3), prnn.Dropout(0.5), prnn.LSTM(3, 4, peepholes=True)),
-    }
-    model = prnn.Model(layers[network], backend.target, seed=3)
-    rng = np.random.default_rng(0)
-    x = rng.integers(0, 7, (3, 5)) if network == "embedded" else rng.standard_normal((3, 5, 3))
-    expected = backend.numpy(model.predict(backend.array(x)))
-    stream, state = prnn.Stream(model, batch_size=3), None
-    for t in range(5):
-        y_t = backend.numpy(stream.step(backend.array(x[:, t])))
-        step, state = model.step(backend.array(x[:, t]), state)
-        assert relative_error([y_t, backend.numpy(step)], [expected[:, t]] * 2) < 1e-12
-    assert relative_error(backend.numpy(stream.state), backend.numpy(state)) < 1e-12
-    again = prnn.Stream(model, batch_size=3)
-    first = backend.numpy(again.step(backend.array(x[:, 0])))
-    stream.reset([True, False, True])
-    mixed = backend.numpy(stream.step(backend.array(x[:, 0])))
-    np.testing.assert_allclose(mixed[[0, 2]], first[[0, 2]], rtol=1e-12)
-    assert np.abs(mixed[1] - first[1]).max() > 1e-3  # the one that was not reset
-
-
 def test_a_stream_allocates_nothing_that_stays(numpy_backend: Any) -> None:
     import tracemalloc
 
@@ -149,23 +124,6 @@ def test_a_stream_allocates_nothing_that_stays(numpy_backend: Any) -> None:
     grown = tracemalloc.get_traced_memory()[0] - before
     tracemalloc.stop()
     assert grown < 4096  # 5,000 states would be 320 kB
-
-
-def test_a_stream_refuses_what_it_can_not_run(numpy_backend: Any) -> None:
-    for layer in (
-        prnn.LSTM(2, 3, bidirectional=True),
-        prnn.GRU(2, 3, reverse=True),
-        prnn.Sequential(prnn.RNN(2, 3), prnn.Mean()),
-    ):
-        with pytest.raises(prnn.InputError, match="step by step"):
-            prnn.Stream(prnn.Model(layer))
-    stream = prnn.Stream(prnn.Model(prnn.RNN(2, 3)))
-    with pytest.raises(prnn.InputError, match=r"must have shape \(1, 2\), got \(1, 3\)"):
-        stream.step(np.zeros((1, 3), dtype="float32"))
-    with pytest.raises(prnn.BackendError, match="float64"):
-        stream.step(np.zeros((1, 2)))
-    with pytest.raises(prnn.InputError, match="rows must be 1 booleans"):
-        stream.reset([True, False])
 
 
 # ---------------------------------------------------------------------- truncation and memory in fit

@@ -9,6 +9,7 @@ import argparse
 import csv
 import io
 import os
+import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -117,6 +118,10 @@ def build_parser() -> argparse.ArgumentParser:
     run.add_argument("target", metavar="OUT", type=Path, help="the file to write; its suffix says which kind")
     text = "what follows the last recurrent layer of a state dict, which doesn't say"
     run.add_argument("--pooling", choices=("none", "last", "ends", "mean", "max"), help=text)
+    text = (
+        "what stands where a state dict leaves a place open, such as relu: one for all, or one for each; none: nothing"
+    )
+    run.add_argument("--activations", metavar="A,B,...", type=_functions, help=text)
     run.add_argument("--nonlinearity", choices=("tanh", "relu"), help="of an RNN in a state dict, which doesn't say")
     run.add_argument("--order", metavar="A,B,...", type=_names, help="a state dict's layers in the order they run")
 
@@ -194,7 +199,8 @@ def _convert(args: argparse.Namespace) -> None:
     from ..interop.convert import convert
 
     pooling = {None: "auto", "none": None}.get(args.pooling, args.pooling)
-    model = convert(args.source, args.target, pooling=pooling, nonlinearity=args.nonlinearity, order=args.order)
+    asked = {name: getattr(args, name) for name in ("activations", "nonlinearity", "order")}
+    model = convert(args.source, args.target, pooling=pooling, **asked)
     _say(f"{args.source} -> {args.target}: {model.network}")
     for key in ("conversion_check", "conversion_notes"):
         if key in model.metadata:
@@ -283,6 +289,12 @@ def _add_number(
 def _names(text: str) -> list[str]:
     """The names between commas; quotes around one that has a comma itself."""
     return [name.strip() for name in next(csv.reader([text], skipinitialspace=True), []) if name.strip()]
+
+
+def _functions(text: str) -> str | list[str]:
+    """One name of an activation, or a list of those between commas; a comma within brackets belongs to a name."""
+    names = [name.strip() for name in re.split(r",(?![^(]*\))", text)]
+    return names[0] if len(names) == 1 else names
 
 
 def _kind(parse: Callable[[str], Any], holds: Callable[[Any], bool], expected: str) -> Callable[[str], Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import re
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from types import ModuleType
@@ -12,9 +13,9 @@ from typing import Any
 import numpy as np
 
 from ..arrays import Array, Backend, asarray
-from ..errors import InputError, MissingDependencyError
+from ..errors import InputError, MissingDependencyError, printable
 from ..layers import Ends, Last, Layer, Max, Mean, Sequential
-from ..models import Model
+from ..models import Model, not_finite
 
 __all__ = [
     "POOLINGS",
@@ -24,6 +25,7 @@ __all__ = [
     "first_line",
     "model_of",
     "name_of_type",
+    "refuse_not_finite",
     "refuse_options",
     "require",
 ]
@@ -116,10 +118,19 @@ def name_of_type(value: Any) -> str:
     return cls.__name__ if library in ("builtins", "__main__") else f"{library} {cls.__name__}"
 
 
+_COLOURS = re.compile(r"\x1b\[[0-9;]*m")
+
+
 def first_line(error: BaseException) -> str:
-    """What another library's exception says, in at most a line."""
-    text = str(error).strip() or type(error).__name__
-    return text.splitlines()[0].rstrip(".")[:200]
+    """What another library's exception says, in at most a line; without the colours that some write.
+
+    Examples
+    --------
+    >>> first_line(ValueError("\\x1b[1mshapes differ.\\x1b[0m\\nmore"))
+    'shapes differ'
+    """
+    text = _COLOURS.sub("", str(error)).strip() or type(error).__name__
+    return printable(text.splitlines()[0].rstrip("."))
 
 
 def refuse_options(layer: Layer, supported: Collection[str], framework: str, where: str = "") -> None:
@@ -136,6 +147,22 @@ def refuse_options(layer: Layer, supported: Collection[str], framework: str, whe
         value = getattr(layer, option.name)
         if option.name not in (*supported, *_ONLY_HERE) and value != option.default:
             raise InputError(f"{where}{layer}: {framework}'s {type(layer).__name__} has no {option.name}={value!r}")
+
+
+def refuse_not_finite(params: HostParams) -> None:
+    """Raise InputError where a parameter holds NaN or an infinity, and name it.
+
+    Examples
+    --------
+    >>> refuse_not_finite({"weight": np.array([1.0, np.nan])})
+    Traceback (most recent call last):
+    portable_rnn.errors.InputError: parameter 'weight' holds 1 NaN or infinite values, the first at index (1,): ...
+    """
+    for name, what in not_finite(params).items():
+        raise InputError(
+            f"parameter {name!r} holds {what}: expected finite weights; take those saved before the training that lost "
+            "them"
+        )
 
 
 def assemble(pieces: Sequence[Piece]) -> tuple[Layer, HostParams]:
@@ -158,6 +185,7 @@ def model_of(
     """The model of a checked conversion; its dtype is the parameters' where `dtype` is None."""
     network, params = assemble(pieces)
     network.check_params(params)
+    refuse_not_finite(params)
     if dtype is None and not isinstance(backend, Backend):
         kinds = {value.dtype.name for value in params.values()}
         dtype = "float64" if "float64" in kinds else "float32"
@@ -170,5 +198,5 @@ def model_of(
         "conversion_check": check,
     }
     if source.notes:
-        model.metadata["conversion_notes"] = "; ".join(source.notes)
+        model.metadata["conversion_notes"] = printable("; ".join(source.notes), 4000)
     return model

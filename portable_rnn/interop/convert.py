@@ -17,13 +17,14 @@ from .keras import from_keras
 from .keras_export import to_keras
 from .onnx.importing import from_onnx
 from .onnx.writing import to_onnx
+from .state_dict_files import TORCH_SUFFIXES
+from .state_dict_gaps import Activations
 from .torch import from_torch
 from .torch_export import to_torch
 
 __all__ = ["SUFFIXES", "convert", "describe"]
 
-TORCH = (".pt", ".pth", ".bin")
-SUFFIXES = (".safetensors", *TORCH, ".keras", ".onnx")
+SUFFIXES = (".safetensors", *TORCH_SUFFIXES, ".keras", ".onnx")
 
 # Keys of the passport and of a conversion's metadata, in the order that they are shown
 _SHOWN = {
@@ -48,6 +49,7 @@ def convert(
     path_out: str | os.PathLike[str],
     *,
     pooling: str | None = "auto",
+    activations: Activations = None,
     nonlinearity: str | None = None,
     order: Sequence[str] | None = None,
 ) -> Model:
@@ -59,7 +61,7 @@ def convert(
     Parameters
     ----------
     path_in, path_out : path
-    pooling, nonlinearity, order
+    pooling, activations, nonlinearity, order
         As in `portable_rnn.from_torch`, where a state dict leaves something open.
 
     Returns
@@ -92,9 +94,9 @@ def convert(
             raise InputError(f"{path} has an unknown suffix: expected one of {', '.join(SUFFIXES)}")
     if source.resolve() == target.resolve():
         raise InputError(f"{source} would be written over itself: name another file to write")
-    open_ones = (pooling != "auto", nonlinearity is not None, order is not None)
+    open_ones = (pooling != "auto", activations is not None, nonlinearity is not None, order is not None)
     if any(open_ones) and source.suffix in (".keras", ".onnx"):
-        raise InputError(f"{source} says itself what it holds: leave out pooling, nonlinearity and order")
+        raise InputError(f"{source} says itself what it holds: leave out pooling, activations, nonlinearity and order")
     if not source.is_file():
         raise InputError(f"no file at {source}")
     if source.suffix == ".keras":
@@ -102,8 +104,8 @@ def convert(
     elif source.suffix == ".onnx":
         model = from_onnx(source)
     else:
-        model = from_torch(source, pooling=pooling, nonlinearity=nonlinearity, order=order)
-    model.metadata.setdefault("source_file", source.name)
+        model = from_torch(source, pooling=pooling, activations=activations, nonlinearity=nonlinearity, order=order)
+    model.metadata.setdefault("source_file", printable(source.name))
     _write(model, target)
     return model
 

@@ -33,7 +33,8 @@ from ..layers import (
 )
 from ..models import Model
 from .common import HostParams, Piece, refuse_options
-from .keras import ACTIVATIONS, host, import_keras, swap_gates, working_dtype
+from .keras import working_dtype
+from .keras_layers import ACTIVATIONS, host, import_keras, swap_gates
 from .selftest import Host, check_piece
 
 __all__ = ["to_keras"]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from ..errors import ConversionError, InputError
 from ..layers import Embedding, Layer, Masked, Sequential
 from .common import HostParams, Piece, assemble
 
-__all__ = ["LENGTHS", "TOLERANCES", "check_chain", "check_piece", "difference", "random_input"]
+__all__ = ["LENGTHS", "TOLERANCES", "Trial", "check_chain", "check_piece", "difference", "random_input"]
 
 Host = np.ndarray[Any, Any]
 
@@ -23,8 +24,53 @@ LENGTHS = (1, 6)
 TOLERANCES = {"float64": 1e-9, "float32": 2e-4, "float16": 3e-2, "bfloat16": 0.2}
 
 
-def random_input(network: Layer, batch: int, steps: int, rng: np.random.Generator) -> Host:
+@dataclass(frozen=True)
+class Trial:
+    """What a source can be run on.
+
+    Attributes
+    ----------
+    batch : int
+    lengths : tuple of int or None
+        Numbers of time steps, one after another; None for input without a time axis.
+    features : int, optional
+        Where the network takes any number.
+    empty_rows : bool
+        Whether a row may be masked throughout.
+    """
+
+    batch: int = BATCH
+    lengths: tuple[int | None, ...] = LENGTHS
+    features: int | None = None
+    empty_rows: bool = True
+
+    def inputs(self, network: Layer, rng: np.random.Generator) -> Iterator[tuple[str, Host]]:
+        """(a few words, the input) of each run."""
+        for steps in self.lengths:
+            x = random_input(network, self.batch, steps, rng, features=self.features, empty_rows=self.empty_rows)
+            yield self.words(steps), x
+
+    @staticmethod
+    def words(steps: int | None) -> str:
+        """How long the input is."""
+        return "no time axis" if steps is None else f"{steps} time steps"
+
+
+ANY = Trial()
+
+
+def random_input(
+    network: Layer,
+    batch: int,
+    steps: int | None,
+    rng: np.random.Generator,
+    *,
+    features: int | None = None,
+    empty_rows: bool = True,
+) -> Host:
     """Input for a network: (B, T, features), or integers (B, T); masked steps among them where it masks any.
+
+    Without steps it is (B, features).
 
     Examples
     --------
@@ -37,13 +83,16 @@ def random_input(network: Layer, batch: int, steps: int, rng: np.random.Generato
         masked = first if isinstance(first, Masked) else masked
         first = first.layer if isinstance(first, Masked) else first.layers[0]
     if isinstance(first, Embedding):
-        x: Host = rng.integers(0, first.num_embeddings, (batch, steps))
+        x: Host = rng.integers(0, first.num_embeddings, (batch, steps or 1))
     else:
         # of few digits, so that a source in float32 is given the same numbers
-        x = rng.standard_normal((batch, steps, _width(network) or 4)).astype("float32").astype("float64")
-    if masked is not None:
+        leading = (batch,) if steps is None else (batch, steps)
+        x = rng.standard_normal((*leading, _width(network) or features or 4)).astype("float32").astype("float64")
+    if masked is not None and steps is not None:
         hidden = rng.random((batch, steps)) < 0.4
-        hidden[0, :] = steps > 2  # a row that is masked throughout; with one or two steps, one that is not at all
+        # the first row is masked throughout; with one or two steps, not at all
+        hidden[0, :] = empty_rows and steps > 2
+        hidden[:, -1] &= empty_rows
         x[hidden] = masked.value
     return x
 
@@ -87,7 +136,7 @@ def difference(got: Any, expected: Any, where: str) -> tuple[float, str]:
     return worst, sentence
 
 
-def check_piece(piece: Piece, dtype: str, *, with_state: bool = False) -> float:
+def check_piece(piece: Piece, dtype: str, *, with_state: bool = False, trial: Trial = ANY) -> float:
     """Run a piece and its source, each alone, on random input and, if asked for, a random initial state.
 
     Raises
@@ -98,8 +147,7 @@ def check_piece(piece: Piece, dtype: str, *, with_state: bool = False) -> float:
     assert piece.run is not None
     rng = np.random.default_rng(0)
     worst = 0.0
-    for steps in LENGTHS:
-        x = random_input(piece.layer, BATCH, steps, rng)
+    for length, x in trial.inputs(piece.layer, rng):
         y, final = piece.layer.apply(as_float64(piece.params), x)
         if with_state:
             state = _random_like(final, rng)
@@ -108,12 +156,12 @@ def check_piece(piece: Piece, dtype: str, *, with_state: bool = False) -> float:
         else:
             got, expected = y, piece.run(x)
         found, sentence = difference(got, expected, "y and state" if with_state else "y")
-        refuse_if_wrong(found, sentence, dtype, f"{piece.name!r} with {steps} time steps")
+        refuse_if_wrong(found, sentence, dtype, f"{piece.name!r} with {length}")
         worst = max(worst, found)
     return worst
 
 
-def check_chain(pieces: Sequence[Piece], run: Callable[[Host], Host], dtype: str) -> float:
+def check_chain(pieces: Sequence[Piece], run: Callable[[Host], Host], dtype: str, trial: Trial = ANY) -> float:
     """Run all pieces, one after another, and the whole source on random input; the largest relative difference.
 
     Raises
@@ -121,21 +169,22 @@ def check_chain(pieces: Sequence[Piece], run: Callable[[Host], Host], dtype: str
     ConversionError
         They differ.
     """
-    worst, sentence, steps = chain_difference(pieces, run)
-    refuse_if_wrong(worst, sentence, dtype, f"the whole chain with {steps} time steps")
+    worst, sentence, length = chain_difference(pieces, run, trial)
+    refuse_if_wrong(worst, sentence, dtype, f"the whole chain with {length}")
     return worst
 
 
-def chain_difference(pieces: Sequence[Piece], run: Callable[[Host], Host]) -> tuple[float, str, int]:
-    """(largest relative difference, where, at how many time steps) of the whole chain."""
+def chain_difference(
+    pieces: Sequence[Piece], run: Callable[[Host], Host], trial: Trial = ANY
+) -> tuple[float, str, str]:
+    """(largest relative difference, where, on how long an input) of the whole chain."""
     network, params = assemble(pieces)
     rng = np.random.default_rng(1)
-    worst = (0.0, "y is equal", LENGTHS[-1])
-    for steps in LENGTHS:
-        x = random_input(network, BATCH, steps, rng)
+    worst = (0.0, "y is equal", trial.words(trial.lengths[-1]))
+    for length, x in trial.inputs(network, rng):
         y, _ = network.apply(as_float64(params), x)
         found, sentence = difference(y, run(x), "y")
-        worst = max(worst, (found, sentence, steps), key=lambda item: item[0])
+        worst = max(worst, (found, sentence, length), key=lambda item: item[0])
     return worst
 
 
@@ -161,10 +210,11 @@ def coarsest(dtypes: Collection[str]) -> str:
     return max(dtypes, key=lambda name: TOLERANCES[name])
 
 
-def passed(worst: float, dtype: str) -> str:
+def passed(worst: float, dtype: str, trial: Trial = ANY) -> str:
     """The sentence for the passport."""
-    lengths = ", ".join(map(str, LENGTHS))
-    return f"outputs equal the source's in {dtype} at {lengths} time steps: largest relative difference {worst:.1e}"
+    lengths = ", ".join(str(n) for n in trial.lengths if n is not None)
+    where = f"at {lengths} time steps" if lengths else "on input without a time axis"
+    return f"outputs equal the source's in {dtype} {where}: largest relative difference {worst:.1e}"
 
 
 def as_float64(params: HostParams) -> HostParams:

@@ -31,7 +31,18 @@ from ..layers import (
     Softmax,
 )
 from ..models import Model
-from .common import POOLINGS, Piece, Source, assemble, first_line, model_of, name_of_type, require, tensor_to_host
+from .common import (
+    POOLINGS,
+    Piece,
+    Source,
+    assemble,
+    first_line,
+    model_of,
+    name_of_type,
+    refuse_not_finite,
+    require,
+    tensor_to_host,
+)
 from .selftest import (
     TOLERANCES,
     Host,
@@ -42,7 +53,9 @@ from .selftest import (
     random_input,
     refuse_if_wrong,
 )
-from .state_dict import from_state_dict, read_state_dict
+from .state_dict import from_state_dict
+from .state_dict_files import read_state_dict
+from .state_dict_gaps import Activations
 
 __all__ = ["from_torch"]
 
@@ -51,6 +64,7 @@ def from_torch(
     source: Any,
     *,
     pooling: str | None = "auto",
+    activations: Activations = None,
     nonlinearity: str | None = None,
     order: Sequence[str] | None = None,
     network: Layer | None = None,
@@ -67,11 +81,18 @@ def from_torch(
     Parameters
     ----------
     source : torch.nn.Module, mapping of str to array, or path
-        A state dict, or a file: .safetensors, or .pt, .pth and .bin with tensors only (``weights_only=True``).
+        A state dict, or a file: .safetensors, .pt, .pth or .bin. Tensors alone are read, and no object is ever built,
+        so torch need not be installed.
     pooling : "last", "ends", "mean", "max", None or "auto"
         What stands after the last recurrent child: its last step, the end of each direction, the mean or the maximum
         over time, or nothing. "auto" takes the one that gives the module's outputs; a state dict can't be run, so
         there it has to be said where a layer follows a recurrent one.
+    activations : str, sequence of str, or mapping, optional
+        What stands in each place of a state dict where something without parameters may be: a number that an
+        `nn.Sequential` leaves out (``head.0``, ``head.2``), or between two `Linear` of other names. One of
+        `portable_rnn.activations.ACTIVATIONS`, "softmax", "log_softmax", or "none" for a Dropout, an Identity or
+        nothing: one for all places, one for each, or by name, as ``{"head.1": "relu"}`` or, of the layer in front,
+        ``{"fc1": "tanh"}``.
     nonlinearity : "tanh" or "relu", optional
         Of an RNN in a state dict, which doesn't say.
     order : sequence of str, optional
@@ -122,6 +143,7 @@ def from_torch(
             source,
             ordered=ordered,
             pooling=pooling,
+            activations=activations,
             nonlinearity=nonlinearity,
             order=order,
             network=network,
@@ -131,14 +153,17 @@ def from_torch(
     torch = require("torch", "torch", "from_torch")
     if not isinstance(source, torch.nn.Module):
         raise InputError(f"from_torch takes a torch module, a state dict or a path, got {name_of_type(source)}")
-    if nonlinearity is not None or order is not None or network is not None:
-        raise InputError("nonlinearity, order and network describe a state dict: a module says these itself")
+    if any(option is not None for option in (activations, nonlinearity, order, network)):
+        raise InputError(
+            "activations, nonlinearity, order and network describe a state dict: a module says these itself"
+        )
     return _from_module(torch, source, pooling, backend, dtype)
 
 
 def _from_module(torch: Any, module: Any, pooling: str | None, backend: Any, dtype: Any) -> Model:
     notes: list[str] = []
     pieces = _pieces(torch, module, "", notes)
+    refuse_not_finite(assemble(pieces)[1])
     params = [p for p in module.parameters() if p.is_floating_point()]
     wide = _wide_copy(torch, module)
     layouts = {child.batch_first for child in module.modules() if isinstance(child, torch.nn.RNNBase)}
@@ -176,7 +201,7 @@ def _pooled(
     recurrent = [k for k, piece in enumerate(pieces) if _has_state(piece)]
     wanted = [None, *POOLINGS] if pooling == "auto" and recurrent else [None if pooling == "auto" else pooling]
     orders = [False, True] if layouts == {False, True} else [layouts == {False}]
-    tried: list[tuple[float, str, int, list[Piece], bool]] = []
+    tried: list[tuple[float, str, str, list[Piece], bool]] = []
     errors: list[str] = []
     for time_first in orders:
         for name in wanted:
@@ -185,18 +210,18 @@ def _pooled(
                 place = recurrent[-1] + 1 if recurrent else len(chain)
                 chain.insert(place, Piece(f"{name} pooling", POOLINGS[name](), {}))
             try:
-                found, sentence, steps = chain_difference(chain, _runner(torch, module, time_first))
+                found, sentence, length = chain_difference(chain, _runner(torch, module, time_first))
             except (InputError, RuntimeError, ValueError, IndexError) as error:
                 errors.append(first_line(error))
                 continue
-            tried.append((found, sentence, steps, chain, time_first))
+            tried.append((found, sentence, length, chain, time_first))
             if found <= TOLERANCES["float64"]:
                 return chain, found, time_first
     if not tried:
         raise ConversionError(f"the module could not be run as a chain of its children: {errors[0]}")
-    found, sentence, steps, chain, time_first = min(tried, key=lambda item: item[0])
+    found, sentence, length, chain, time_first = min(tried, key=lambda item: item[0])
     culprit = _first_difference(torch, module, chain, time_first)
-    refuse_if_wrong(found, f"{sentence}; {culprit}", "float64", f"{type(module).__name__} with {steps} time steps")
+    refuse_if_wrong(found, f"{sentence}; {culprit}", "float64", f"{type(module).__name__} with {length}")
     return chain, found, time_first
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from ..arrays import (
     Array,
     Marks,
@@ -11,10 +13,12 @@ from ..arrays import (
     State,
     asarray,
     check_same_backend,
+    from_host,
     is_array,
     leaves,
     map_leaves,
     namespace_of,
+    to_numpy,
     zeros_beside,
 )
 from ..errors import InputError
@@ -72,7 +76,11 @@ class Stream:
         self._xp = model.backend.xp
         self._weights = jit(self._xp, prepare, static=("network",))(model.params, network=model.network)
         self._run = jit(self._xp, stream_step, static=("network",))
-        self._shape = (batch_size,) if model.network.takes_integers else (batch_size, model.network.in_width)
+        self._like = next(iter(model.params.values()), None)
+        if self._like is None:
+            self._like = from_host(np.zeros((), model.backend.dtype_name), model.backend)
+        self._array_type = type(self._like)
+        self._shape: tuple[int, ...] | None = None  # of the first step
         self._state: Any = None
         self.reset()
 
@@ -92,9 +100,21 @@ class Stream:
         if x_t.dtype != self._model.backend.dtype or type(x_t) is not self._array_type:
             check_same_backend(self._model.backend, {"x_t": x_t}, whose="the model is")
         if x_t.shape != self._shape:
-            raise InputError(f"a step of this stream must have shape {self._shape}, got {tuple(x_t.shape)}")
+            self._check_shape(x_t)
         y, self._state = self._run(self._weights, x_t, self._state, network=self._network)
         return y
+
+    def _check_shape(self, x_t: Array) -> None:
+        """The first step says how many features a network takes that takes any number; all others must be as it is."""
+        width = "F" if self._network.in_width is None else self._network.in_width
+        wanted = (self.batch_size,) if self._network.takes_integers else (self.batch_size, width)
+        expected = wanted if self._shape is None else self._shape
+        fits = len(x_t.shape) == len(wanted) and all(n in ("F", m) for n, m in zip(expected, x_t.shape, strict=True))
+        if not fits:
+            shown = ", ".join(map(str, expected)) + ("," if len(expected) == 1 else "")
+            raise InputError(f"a step of this stream must have shape ({shown}), got {tuple(x_t.shape)}")
+        self._network.check_input(x_t[:, None, ...], self._xp)
+        self._shape = tuple(x_t.shape)
 
     def reset(self, rows: Any = None) -> None:
         """Go back to the zero state.
@@ -103,10 +123,14 @@ class Stream:
         ----------
         rows : B booleans, optional
             Which of the streams; all of them when left out.
+
+        Raises
+        ------
+        InputError
+            Not one boolean for each stream, or a graph from ONNX among several streams: only all of them can be reset.
         """
         zeros = jit(self._xp, zero_state, static=("network", "batch_size"))
-        fresh = zeros(self._model.params, network=self._network, batch_size=self.batch_size)
-        self._array_type = type(next(iter(self._model.params.values())))
+        fresh = zeros(self._like, network=self._network, batch_size=self.batch_size)
         if rows is None:
             self._state = fresh
             return
@@ -115,6 +139,15 @@ class Stream:
             raise InputError(
                 f"rows must be {self.batch_size} booleans, got {flags.dtype} of shape {tuple(flags.shape)}"
             )
+        if any(part is not None and zero is None for part, zero in zip(self._state, fresh, strict=True)):
+            # the graph alone knows which axis of its state is the batch
+            if self.batch_size > 1:
+                raise InputError(
+                    "rows: expected None, a graph from ONNX resets all of its streams together: call reset(), or make "
+                    "a Stream for each"
+                )
+            self._state = fresh if bool(to_numpy(flags)[0]) else self._state
+            return
         self._state = jit(self._xp, choose)(flags, fresh, self._state)
 
     @property
@@ -125,7 +158,7 @@ class Stream:
 
 # ---------------------------------------------------------------------- pure functions of (weights, x, state)
 # Inside a stream everything is feature-first: x and y are columns (F, B), and the state of a recurrent layer is a list
-# with one tuple of columns for each layer of its stack.
+# with one tuple of columns for each layer of its stack. Any other layer keeps its state in its own form, at first None.
 
 
 def prepare(params: Params, *, network: Layer) -> list[Any]:
@@ -142,9 +175,8 @@ def prepare(params: Params, *, network: Layer) -> list[Any]:
     return prepared
 
 
-def zero_state(params: Params, *, network: Layer, batch_size: int) -> list[Any]:
-    """The state before the first step."""
-    like = next(iter(params.values()))
+def zero_state(like: Array, *, network: Layer, batch_size: int) -> list[Any]:
+    """The state before the first step, beside an array."""
     return [
         [tuple(zeros_beside(like, (rows, batch_size)) for rows in state_sizes(layer)) for _ in range(layer.num_layers)]
         if is_recurrent(layer)
@@ -155,7 +187,7 @@ def zero_state(params: Params, *, network: Layer, batch_size: int) -> list[Any]:
 
 def stream_step(weights: list[Any], x_t: Array, state: list[Any], *, network: Layer) -> tuple[Array, list[Any]]:
     """One time step through all layers: x_t (B, F) -> y_t (B, O), new state."""
-    y = x_t.T if x_t.ndim == 2 else x_t
+    y = _turned(x_t)
     new_state = []
     for (_, layer), own, start in zip(flat_layers(network), weights, state, strict=True):
         if is_recurrent(layer):
@@ -163,11 +195,16 @@ def stream_step(weights: list[Any], x_t: Array, state: list[Any], *, network: La
         elif isinstance(layer, Linear):
             y = own["weight"] @ y + own["bias"][:, None] if layer.bias else own["weight"] @ y
         else:
-            x = y[:, None] if layer.takes_integers else y.T[:, None, :]
-            out, _, _ = layer.forward(own, x, None, Marks(), None)
-            y = (out[:, 0, :] if layer.keeps_time else out).T
+            x = y[:, None] if layer.takes_integers else _turned(y)[:, None, ...]
+            out, start, _ = layer.forward(own, x, start, Marks(), None)
+            y = _turned(out[:, 0, ...] if layer.keeps_time else out)
         new_state.append(start)
-    return y.T, new_state
+    return _turned(y), new_state
+
+
+def _turned(x: Array) -> Array:
+    """Rows (B, F) as columns, and back; what has more axes stays, rows first."""
+    return x.T if x.ndim == 2 else x
 
 
 def _recurrent_step(layer: Any, weights: list[Params], x: Array, state: list[Any]) -> tuple[Array, list[Any]]:
@@ -200,8 +237,8 @@ def public_state(state: list[Any], *, network: Layer) -> State:
         if isinstance(layer, Sequential):
             return tuple(build(part) for part in layer.layers)
         own = next(parts)
-        if own is None:
-            return None
+        if not is_recurrent(layer):
+            return own
         xp = namespace_of(own[0][0])
         arrays = tuple(xp.stack([xp.permute_dims(columns[k], (1, 0)) for columns in own]) for k in range(len(own[0])))
         return arrays if len(arrays) > 1 else arrays[0]

@@ -14,6 +14,8 @@ import numpy as np
 
 from ...arrays import Array, Backend, backend_of, from_host, is_traced, namespace_of
 from ...errors import InputError
+from ..common import first_line
+from .budget import Budget
 from .nodes import Call, Host, Node, Pullback
 from .operators import OPERATORS
 
@@ -33,24 +35,26 @@ class Step(NamedTuple):
 
 
 def evaluate(
-    nodes: Iterable[Node], opset: int, given: Mapping[str, Any], like: Backend
+    nodes: Iterable[Node], opset: int, given: Mapping[str, Any], like: Backend, budget: Budget | None = None
 ) -> tuple[dict[str, Any], list[Step]]:
     """Every value by name, from those that are given, and what the backward pass needs.
 
     Raises
     ------
     InputError
-        A node can't compute: the message names it.
+        A node can't compute, or asks for more than the budget: the message names it.
     """
     values = dict(given)
     traced = any(is_traced(v) for v in values.values() if not isinstance(v, Host))
     tape: list[Step] = []
+    nodes = tuple(nodes)
+    budget = budget or Budget.of_inputs(given, len(nodes))
     for node in nodes:
         try:
+            budget.spend(node, [values[name] if name else None for name in node.inputs])
             outputs, pullback = _run_node(node, opset, values, like, traced)
         except _REFUSALS as error:
-            reason = str(error).strip().splitlines() or [type(error).__name__]
-            raise InputError(f"{node}: {reason[0]}") from error
+            raise InputError(f"{node}: {first_line(error)}") from error
         values |= {name: value for name, value in zip(node.outputs, outputs, strict=False) if name}
         if pullback is not None:
             tape.append(Step(node, outputs, pullback))

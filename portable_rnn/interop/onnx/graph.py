@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -25,13 +26,16 @@ from ...arrays import (
 )
 from ...errors import InputError
 from ...layers import Layer, uniform
+from .budget import FREE, Budget
 from .engine import Step, common_backend, evaluate, placed, reverse
 from .nodes import Constant, Host, Node, Port
 from .operators import OPERATORS
+from .stepwise import runs_stepwise
 
 __all__ = ["RECURRENT", "Graph"]
 
 RECURRENT = ("RNN", "GRU", "LSTM")
+_STATE = 2**16  # numbers in a row of a state that the graph makes itself
 
 
 @dataclass(frozen=True, repr=False)
@@ -164,8 +168,12 @@ class Graph(Layer):
     @property
     def streams(self) -> bool:  # type: ignore[override]
         """Whether it can run one step at a time: it takes a state, and no node needs the whole sequence."""
+        return self._streams
+
+    @cached_property
+    def _streams(self) -> bool:
         whole = any(node.op in RECURRENT and node.get("direction", "forward") != "forward" for node in self.nodes)
-        return bool(self.states) and not whole
+        return not whole and runs_stepwise(self)
 
     @property
     def in_width(self) -> int | None:
@@ -255,7 +263,7 @@ class Graph(Layer):
     # ------------------------------------------------------------------ inside
 
     def evaluate(
-        self, params: Params, inputs: Mapping[str, Any], *beside: Array
+        self, params: Params, inputs: Mapping[str, Any], *beside: Array, budget: Budget | None = None
     ) -> tuple[dict[str, Any], Any, list[Step]]:
         """Every value by name, where they live, and what the backward pass needs; without checks.
 
@@ -264,7 +272,7 @@ class Graph(Layer):
         arrays = [*params.values(), *(v for v in inputs.values() if not isinstance(v, Host)), *beside]
         like = common_backend(arrays)
         given = self._host_values | params | {name: self._input(name, value) for name, value in inputs.items()}
-        values, tape = evaluate(self.nodes, self.opset, given, like)
+        values, tape = evaluate(self.nodes, self.opset, given, like, budget)
         return values, like, tape
 
     def _input(self, name: str, value: Any) -> Any:
@@ -295,4 +303,7 @@ def _zeros(port: Port, batch: int) -> np.ndarray[Any, Any]:
     """A zero state of a port's shape; a size that the file leaves open is the batch's."""
     if port.dims is None:
         raise InputError(f"the state {port} has no shape in the file: pass it")
-    return np.zeros([d if isinstance(d, int) else batch for d in port.dims], dtype=port.dtype)
+    shape = [d if isinstance(d, int) else batch for d in port.dims]
+    if math.prod(shape) > FREE + batch * _STATE:
+        raise InputError(f"the state {port} is too large to be made of zeros: pass it")
+    return np.zeros(shape, dtype=port.dtype)

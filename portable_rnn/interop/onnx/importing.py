@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from dataclasses import replace
 from types import ModuleType
@@ -14,7 +15,8 @@ from ...arrays import Array, Backend, asarray
 from ...errors import InputError
 from ...layers import Layer
 from ...models import Model, network_from_config
-from ..common import require
+from ..common import refuse_not_finite, require
+from .budget import FREE, Budget
 from .exporting import graph_of_network
 from .graph import RECURRENT, Graph
 from .nodes import Host, checked_size
@@ -60,6 +62,8 @@ def from_onnx(
     onnx = require("onnx", "onnx", "reading ONNX files")
     proto, folder = read_model(source, onnx)
     graph, params = graph_of(proto, folder, onnx)
+    # an infinity may be a mask of attention
+    refuse_not_finite({name: value for name, value in params.items() if np.isnan(value).any()})
     about = {entry.key: entry.value for entry in proto.metadata_props}
     network = own_network(graph, params, about)
     if network is None:
@@ -80,7 +84,7 @@ def own_network(graph: Graph, params: HostParams, about: dict[str, str]) -> Laye
         network = network_from_config(config)
         dtype = next(port.dtype for port in graph.outputs)
         made = graph_of_network(network, dtype, about.get(f"{PREFIX}lengths") == "1")
-    except (InputError, KeyError, TypeError, ValueError, RecursionError):
+    except (InputError, KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError):
         return None
     return network if made == graph and all(p.dtype.name == dtype for p in params.values()) else None
 
@@ -137,13 +141,16 @@ def _axes(
     steps, batch = (shape[0], shape[1]) if time_first else (shape[1], shape[0])
     named = {d: n for d, n in zip(first, shape, strict=True) if isinstance(d, str)}
     try:
-        inputs: dict[str, Any] = {graph.inputs[0].name: np.zeros(checked_size(shape), dtype=graph.inputs[0].dtype)}
+        shapes = {graph.inputs[0]: shape}
         for port in graph.inputs[1:]:
-            sizes = tuple(d if isinstance(d, int) else named.get(d or "", batch) for d in port.dims or ())
-            inputs[port.name] = np.zeros(checked_size(sizes), dtype=port.dtype)
+            shapes[port] = tuple(d if isinstance(d, int) else named.get(d or "", batch) for d in port.dims or ())
+        if sum(math.prod(checked_size(sizes)) for sizes in shapes.values()) > FREE:
+            return None  # what the file fixes is too large to be tried
+        inputs: dict[str, Any] = {port.name: np.zeros(sizes, dtype=port.dtype) for port, sizes in shapes.items()}
         if graph.lengths:
             inputs[graph.lengths] = np.full(batch, steps, dtype=np.int32)
-        values, _, _ = replace(graph, nodes=graph.nodes[:count]).evaluate(params, inputs)
+        partial = replace(graph, nodes=graph.nodes[:count])
+        values, _, _ = partial.evaluate(params, inputs, budget=Budget.of_file(params))
     except InputError:
         return None
     recurrent = [node for node in graph.nodes if node.op in RECURRENT and node.inputs[0] in values]

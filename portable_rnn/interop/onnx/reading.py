@@ -18,6 +18,8 @@ import numpy as np
 
 from ...errors import InputError
 from .elementwise import DTYPES
+from .external import ExternalFiles
+from .functions import MAX_NODES, inlined
 from .graph import Graph
 from .nodes import MAX_AXES, Constant, Node, Port
 from .operators import OLDEST_OPSET, OPERATORS
@@ -28,6 +30,7 @@ __all__ = ["array_of", "graph_of", "read_model", "sequence_lens_of"]
 HostParams = dict[str, np.ndarray[Any, Any]]
 # The largest file that is read: protobuf's own limit.
 MAX_BYTES = 2**31 - 1
+MAX_MESSAGES = 500_000
 _FIELDS = {"float32": "float_data", "float64": "double_data", "int64": "int64_data", "uint64": "uint64_data"}
 _FIELDS |= {"uint32": "uint64_data"}
 # AttributeProto.type -> field
@@ -83,18 +86,21 @@ def graph_of(model: Any, folder: Path | None, onnx: Any) -> tuple[Graph, HostPar
     _check_text(model)
     opset = _opset(model, onnx)
     if model.functions:
-        model = _inlined(model, onnx)
+        model = inlined(model)
     proto = model.graph
+    if len(proto.node) > MAX_NODES:
+        raise InputError(f"expected a graph of at most {MAX_NODES:,} nodes, got {len(proto.node):,}")
     if proto.sparse_initializer:
         raise InputError("the file has sparse initializers, which are not read")
+    files = ExternalFiles(folder)
     arrays: HostParams = {}
     for tensor in proto.initializer:
         if not tensor.name or tensor.name in arrays:
             raise InputError(f"initializer {tensor.name!r} has no name of its own")
-        arrays[tensor.name] = array_of(tensor, folder)
+        arrays[tensor.name] = array_of(tensor, files)
     inputs = tuple(_port(value) for value in proto.input if value.name not in arrays)
     outputs = tuple(_port(value) for value in proto.output)
-    nodes = tuple(_node(node, opset, folder, onnx) for node in proto.node)
+    nodes = tuple(_node(node, opset, files, onnx) for node in proto.node)
     _check_order(nodes, [port.name for port in inputs], list(arrays), [port.name for port in outputs])
     shaping = {node.inputs[k] for node in nodes for k in OPERATORS[node.op].host if node.has_input(k)}
     weights = {n: a for n, a in arrays.items() if a.dtype.kind == "f" and a.ndim and n not in shaping}
@@ -125,15 +131,19 @@ def sequence_lens_of(nodes: tuple[Node, ...], inputs: tuple[Port, ...]) -> str:
     return ""
 
 
-def _check_text(message: Any) -> None:
-    """Names that are not UTF-8 arrive as bytes: refuse them once, for all that follows."""
-    for field, value in message.ListFields():
-        if field.type == field.TYPE_STRING:
-            if any(isinstance(v, bytes) for v in ([value] if isinstance(value, (bytes, str)) else value)):
-                raise InputError(f"the file has a {field.name} that is not text: it is damaged")
-        elif field.type == field.TYPE_MESSAGE:
-            for inner in [value] if hasattr(value, "ListFields") else value:
-                _check_text(inner)
+def _check_text(model: Any) -> None:
+    """Names that are not UTF-8 arrive as bytes: refuse them once, for all that follows; and a file of endless parts."""
+    waiting, count = [model], 0
+    while waiting:
+        count += 1
+        for field, value in waiting.pop().ListFields():
+            if field.type == field.TYPE_STRING:
+                if any(isinstance(v, bytes) for v in ([value] if isinstance(value, (bytes, str)) else value)):
+                    raise InputError(f"the file has a {field.name} that is not text: it is damaged")
+            elif field.type == field.TYPE_MESSAGE:
+                waiting += [value] if hasattr(value, "ListFields") else value
+        if count + len(waiting) > MAX_MESSAGES:
+            raise InputError(f"expected a file of at most {MAX_MESSAGES:,} parts, got a longer one")
 
 
 def _opset(model: Any, onnx: Any) -> int:
@@ -148,15 +158,6 @@ def _opset(model: Any, onnx: Any) -> int:
     if version > onnx.defs.onnx_opset_version():
         raise InputError(f"operator set {version} is not in the installed onnx {onnx.__version__}: upgrade onnx")
     return int(version)
-
-
-def _inlined(model: Any, onnx: Any) -> Any:
-    """The model with the bodies of its local functions in place of their calls."""
-    try:
-        return importlib.import_module("onnx.inliner").inline_local_functions(model)
-    except Exception as error:  # the inliner is C++ and states no exceptions
-        reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise InputError(f"the file's local functions can't be inlined: {reason[0]}") from error
 
 
 def _check_order(nodes: tuple[Node, ...], inputs: list[str], initializers: list[str], outputs: list[str]) -> None:
@@ -186,7 +187,7 @@ def _check_order(nodes: tuple[Node, ...], inputs: list[str], initializers: list[
 # ---------------------------------------------------------------------- nodes
 
 
-def _node(proto: Any, opset: int, folder: Path | None, onnx: Any) -> Node:
+def _node(proto: Any, opset: int, files: ExternalFiles, onnx: Any) -> Node:
     kind = proto.op_type if proto.op_type.isidentifier() else repr(proto.op_type)
     where = f"{kind} node {proto.name or next((n for n in proto.output if n), '')!r}"
     if proto.domain not in ("", "ai.onnx"):
@@ -220,7 +221,7 @@ def _node(proto: Any, opset: int, folder: Path | None, onnx: Any) -> Node:
             raise InputError(f"{where}: attribute {attribute.name!r} is {'given twice' if known else 'not known'}")
         if attribute.type != int(known.type) or attribute.type not in _ATTRIBUTES:
             raise InputError(f"{where}: attribute {attribute.name!r} has a type that is not read")
-        attributes[attribute.name] = _attribute(attribute, where, folder)
+        attributes[attribute.name] = _attribute(attribute, where, files)
     missing = [name for name, known in schema.attributes.items() if known.required and name not in attributes]
     if missing:
         raise InputError(f"{where}: attribute {missing[0]!r} is missing")
@@ -233,7 +234,7 @@ def _node(proto: Any, opset: int, folder: Path | None, onnx: Any) -> Node:
     return node
 
 
-def _attribute(proto: Any, where: str, folder: Path | None) -> Any:
+def _attribute(proto: Any, where: str, files: ExternalFiles) -> Any:
     value = getattr(proto, _ATTRIBUTES[proto.type])
     try:
         match proto.type:
@@ -244,7 +245,7 @@ def _attribute(proto: Any, where: str, folder: Path | None) -> Any:
             case 3:
                 return value.decode()
             case 4:
-                return Constant.of(array_of(value, folder))
+                return Constant.of(array_of(value, files))
             case 6:
                 return tuple(decimal(v) for v in value)
             case 7:
@@ -280,7 +281,7 @@ def _port(value: Any) -> Port:
     return Port(value.name, dtype, tuple(dims))
 
 
-def array_of(tensor: Any, folder: Path | None) -> np.ndarray[Any, Any]:
+def array_of(tensor: Any, files: ExternalFiles) -> np.ndarray[Any, Any]:
     """The array of a TensorProto; a view of the file's bytes where they lie there as such.
 
     Raises
@@ -300,7 +301,7 @@ def array_of(tensor: Any, folder: Path | None) -> np.ndarray[Any, Any]:
     if tensor.HasField("segment"):
         raise InputError(f"{name} is in segments, which are not read")
     if tensor.data_location == 1:
-        raw = _external(name, tensor, size, folder)
+        raw = files.read(name, tensor, size)
     elif tensor.HasField("raw_data"):
         raw = tensor.raw_data
     else:
@@ -318,28 +319,3 @@ def _typed(name: str, tensor: Any, dtype: str, shape: tuple[int, ...], count: in
         return np.asarray(values, dtype=np.int64).astype(np.uint16).view(np.float16).reshape(shape)
     kind = {"f": np.float64, "u": np.uint64}.get(np.dtype(dtype).kind, np.int64)
     return np.asarray(values, dtype=kind if _FIELDS.get(dtype) else np.int64).astype(dtype).reshape(shape)
-
-
-def _external(name: str, tensor: Any, size: int, folder: Path | None) -> bytes:
-    """The bytes of an array that lie in another file."""
-    entries = {entry.key: entry.value for entry in tensor.external_data}
-    location = entries.get("location", "")
-    if folder is None:
-        raise InputError(f"{name} has its data in {location!r}: pass the model's path, so that the file can be found")
-    root = folder.resolve()
-    try:
-        offset, length = (int(entries.get(key) or fallback) for key, fallback in (("offset", 0), ("length", size)))
-        path = (root / location).resolve()
-        inside = bool(location) and path.is_relative_to(root) and path.is_file()
-        available = path.stat().st_size if inside else 0
-    except (OSError, ValueError) as error:
-        raise InputError(f"{name} has its data at a place that can't be read: {location!r}") from error
-    if not inside:
-        raise InputError(f"{name} has its data in {location!r}: expected a file in the model's own folder")
-    if offset < 0 or length != size or offset + length > available:
-        raise InputError(
-            f"{name} needs {size:,} bytes, {location!r} is to give {length:,} from {offset:,} on and has {available:,}"
-        )
-    with path.open("rb") as file:
-        file.seek(offset)
-        return bytes(file.read(length))
