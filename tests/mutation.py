@@ -1,0 +1,243 @@
+"""Plant small faults, one at a time, and see whether the tests notice: ``python tests/mutation.py``.
+
+Forty places are drawn at random, in equal shares from cells, layers, training and the graph that a step becomes. In
+each, one thing is changed in a copy of the repository: an operator, a comparison, a constant, a sign, or the order of
+two arguments. The group's fast tests then run on NumPy until the first failure. A change that no test sees has
+*survived*: it gets a test, or its line stands in `NO_FAULT` with the reason why it is no fault.
+
+Another ``--seed`` draws other places; ``--paths`` looks at files of your choice; ``--list`` only shows the changes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import os
+import random
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = "portable_rnn"
+
+# Where to change something, and the tests that have to see it. Files are globs inside the package.
+GROUPS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "cells": (
+        ("cells.py", "minimal_cells.py", "normalized_cells.py", "activations.py", "cells/*.py"),
+        ("test_execution_cells.py", "test_contract.py", "test_more_cells.py", "test_gradients.py", "test_options.py"),
+    ),
+    "layers": (
+        (
+            *("layer.py", "direction.py", "segments.py", "recurrence.py", "recurrent.py", "more_recurrent.py"),
+            *("layers.py", "composite.py", "initializers.py", "layers/**/*.py"),
+        ),
+        (
+            *("test_contract.py", "test_composite.py", "test_options.py", "test_initializers.py", "test_more_cells.py"),
+            *("test_gradients.py", "test_sequences.py", "test_bad_input.py", "test_memory.py"),
+        ),
+    ),
+    "training": (
+        ("losses.py", "optimizers.py", "training.py", "training/*.py"),
+        ("test_losses.py", "test_optimizers.py", "test_training.py", "test_model.py"),
+    ),
+    "graph": (
+        (
+            *("execution/tracing.py", "execution/nests.py", "execution/places.py", "execution/planning.py"),
+            *("execution/stages.py", "execution/recording.py", "execution/loops.py", "execution/graph/*.py"),
+        ),
+        ("test_execution.py", "test_execution_programs.py", "test_execution_cells.py", "test_cupy_kernels.py"),
+    ),
+}
+
+# Changes that are no faults: (file, the line as it stands, the line as it would be) and why.
+NO_FAULT: dict[tuple[str, str, str], str] = {}
+
+SWAPS: dict[type[ast.AST], tuple[str, str]] = {
+    ast.Add: ("+", "-"),
+    ast.Sub: ("-", "+"),
+    ast.Mult: ("*", "/"),
+    ast.Div: ("/", "*"),
+    ast.FloorDiv: ("//", "*"),
+    ast.BitAnd: ("&", "|"),
+    ast.BitOr: ("|", "&"),
+    ast.Lt: ("<", "<="),
+    ast.LtE: ("<=", "<"),
+    ast.Gt: (">", ">="),
+    ast.GtE: (">=", ">"),
+    ast.Eq: ("==", "!="),
+    ast.NotEq: ("!=", "=="),
+    ast.Is: ("is", "is not"),
+    ast.IsNot: ("is not", "is"),
+    ast.In: ("in", "not in"),
+    ast.NotIn: ("not in", "in"),
+    ast.And: ("and", "or"),
+    ast.Or: ("or", "and"),
+}
+
+
+FIXED_ORDER = {"isinstance", "cast", "getattr"}  # with their arguments swapped they fail wherever they run
+
+
+@dataclass(frozen=True)
+class Change:
+    """One replacement in a file: the bytes from `start` to `end` become `text`."""
+
+    path: Path
+    start: int
+    end: int
+    text: bytes
+
+    def applied(self) -> bytes:
+        """The changed file."""
+        source = (ROOT / self.path).read_bytes()
+        return source[: self.start] + self.text + source[self.end :]
+
+    def lines(self) -> tuple[int, str, str]:
+        """The number of the line, as it stands and as it would be."""
+        source = (ROOT / self.path).read_bytes()
+        number = source.count(b"\n", 0, self.start)
+        before, after = source.splitlines()[number], self.applied().splitlines()[number]
+        return number + 1, before.decode().strip(), after.decode().strip()
+
+
+def changes(path: Path) -> list[Change]:
+    """Every change of one token that makes sense in a file, in the order of the source."""
+    source = (ROOT / path).read_bytes()
+    starts = [0]
+    for line in source.splitlines(keepends=True):
+        starts.append(starts[-1] + len(line))
+
+    def span(node: ast.AST) -> tuple[int, int]:
+        return starts[node.lineno - 1] + node.col_offset, starts[node.end_lineno - 1] + node.end_col_offset  # type: ignore[attr-defined]
+
+    def between(left: ast.AST, right: ast.AST, operator: ast.AST) -> Iterator[Change]:
+        if type(operator) in SWAPS:
+            old, new = SWAPS[type(operator)]
+            begin, end = span(left)[1], span(right)[0]
+            found = re.search(re.escape(old.encode()), source[begin:end])
+            if found:
+                yield Change(path, begin + found.start(), begin + found.end(), new.encode())
+
+    def of_node(node: ast.AST) -> Iterator[Change]:
+        start, end = span(node) if hasattr(node, "lineno") else (0, 0)
+        match node:
+            case ast.BinOp(left=left, op=op, right=right) if not (_is_text(left) or _is_text(right)):
+                yield from between(left, right, op)
+            case ast.BoolOp(op=op, values=[*values]):
+                yield from between(values[0], values[1], op)
+            case ast.Compare(left=left, ops=[op, *_], comparators=[right, *_]):
+                yield from between(left, right, op)
+            case ast.UnaryOp(op=ast.USub()):
+                yield Change(path, start, start + 1, b"+")
+            case ast.UnaryOp(op=ast.Not()):
+                yield Change(path, start, start + len(b"not "), b"")
+            case ast.Constant(value=bool(value)):
+                yield Change(path, start, end, str(not value).encode())
+            case ast.Constant(value=int(value) | float(value)):
+                yield Change(path, start, end, str(value + 1).encode())
+            case ast.Call(func=function, args=[first, second, *_]) if getattr(function, "id", "") not in FIXED_ORDER:
+                (a, b), (c, d) = span(first), span(second)
+                if source[a:b] != source[c:d] and not any(isinstance(x, ast.Starred) for x in (first, second)):
+                    yield Change(path, a, d, source[c:d] + source[b:c] + source[a:b])
+
+    found = [change for node in _code(ast.parse(source)) for change in of_node(node)]
+    return sorted(found, key=lambda change: change.start)
+
+
+def _is_text(node: ast.AST) -> bool:
+    return isinstance(node, ast.JoinedStr) or (isinstance(node, ast.Constant) and isinstance(node.value, str))
+
+
+def _code(node: ast.AST) -> Iterator[ast.AST]:
+    """The nodes that compute something: no annotations, decorators, texts or errors."""
+    for name, value in ast.iter_fields(node):
+        if name in ("annotation", "returns", "decorator_list", "type_params"):
+            continue
+        for child in value if isinstance(value, list) else [value]:
+            if not isinstance(child, ast.AST) or isinstance(child, (ast.Raise, ast.Assert, ast.JoinedStr)):
+                continue
+            if isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test):
+                continue
+            yield child
+            yield from _code(child)
+
+
+def drawn(count: int, seed: int, paths: list[str]) -> list[tuple[str, Change]]:
+    """The changes to try: a group's name and a change each, in equal shares."""
+    rng = random.Random(seed)
+    found: list[tuple[str, Change]] = []
+    shares = [(count + place) // len(GROUPS) for place in range(len(GROUPS))]
+    for (name, (globs, _)), share in zip(GROUPS.items(), shares, strict=True):
+        files = sorted({file for glob in globs for file in (ROOT / PACKAGE).glob(glob)})
+        if paths:
+            files = [file for file in files if any(file.match(f"*{path}") for path in paths)]
+        all_changes = [change for file in files for change in changes(file.relative_to(ROOT))]
+        found += [(name, change) for change in rng.sample(all_changes, min(share, len(all_changes)))]
+    return found
+
+
+def run_tests(folder: Path, group: str, limit: float) -> str:
+    """What the group's tests say in `folder`: "" if they pass, else why not."""
+    tests = [f"tests/{name}" for name in GROUPS[group][1] if (folder / "tests" / name).exists()]
+    options = ["-x", "-q", "--no-header", "-rN", "--tb=no", "-p", "no:cacheprovider"]
+    command = [sys.executable, "-m", "pytest", *options, "--backend", "numpy", "-m", "not slow", *tests]
+    environment = {**os.environ, "PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1"}
+    try:
+        done = subprocess.run(
+            command, cwd=folder, env=environment, capture_output=True, text=True, timeout=limit, check=False
+        )
+    except subprocess.TimeoutExpired:
+        return "too long"
+    return "" if done.returncode == 0 else (done.stdout.strip().splitlines() or ["no output"])[-1]
+
+
+def main() -> int:
+    """The exit status: 0 where at most one change in twenty survives."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--count", type=int, default=40)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--paths", nargs="+", default=[], metavar="FILE", help="only in files whose path ends so")
+    parser.add_argument("--list", action="store_true", help="show the changes and run nothing")
+    options = parser.parse_args()
+    planned = drawn(options.count, options.seed, options.paths)
+    survivors = 0
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        if not options.list:
+            for part in (PACKAGE, "tests", "benchmarks", "pyproject.toml"):
+                copy = shutil.copytree if (ROOT / part).is_dir() else shutil.copy
+                copy(ROOT / part, folder / part)
+            limits = {}
+            for group in sorted({group for group, _ in planned}):
+                started = time.monotonic()
+                if reason := run_tests(folder, group, 600):
+                    print(f"the tests of {group} fail without any change: {reason}")
+                    return 2
+                limits[group] = 3 * (time.monotonic() - started) + 20
+        print("| file | line | change | what became of it |\n|---|---|---|---|")
+        for group, change in planned:
+            number, before, after = change.lines()
+            file = str(change.path.relative_to(PACKAGE))
+            verdict = ""
+            if not options.list:
+                (folder / change.path).write_bytes(change.applied())
+                killed = run_tests(folder, group, limits[group])
+                shutil.copy(ROOT / change.path, folder / change.path)
+                reason = NO_FAULT.get((file, before, after))
+                verdict = "killed" if killed else f"no fault: {reason}" if reason else "**survived**"
+                survivors += verdict == "**survived**"
+            print(f"| {file} | {number} | `{before}` → `{after}` | {verdict} |", flush=True)
+    if not options.list:
+        print(f"{len(planned) - survivors} of {len(planned)} did not survive")
+    return int(survivors > len(planned) / 20)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
