@@ -8,6 +8,7 @@ what depends on no array library, ``-m "not slow"`` what takes more than 5 secon
 from __future__ import annotations
 
 import functools
+import gc
 import importlib.util
 import os
 import sys
@@ -173,6 +174,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_itemcollected(item: pytest.Item) -> None:
     if "backend" in getattr(item, "fixturenames", ()):
         item.add_marker("matrix")
+
+
+def pytest_collection_finish() -> None:
+    """The garbage collector passes over what is imported by now: a test that calls it would take a second."""
+    gc.freeze()
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
