@@ -64,7 +64,20 @@ GROUPS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     ),
     "training": (
         ("training/*.py",),
-        ("test_losses.py", "test_optimizers.py", "test_training.py", "test_sequences.py", "test_model.py"),
+        (
+            "test_losses.py",
+            "test_optimizers.py",
+            "test_model.py",
+            "test_training.py::test_recorded_losses_and_norms_are_those_before_the_update",
+            "test_training.py::test_the_recorded_norm_is_that_before_clipping",
+            "test_training.py::test_early_stopping_gives_back_the_best_weights",
+            "test_training.py::test_early_stopping_settings",
+            "test_training.py::test_callbacks_see_every_epoch_and_stop_training",
+            "test_training.py::test_padding_for_the_compiler_changes_no_dropout_mask",
+            "test_sequences.py::test_truncated_backpropagation_hands_the_state_on",
+            "test_sequences.py::test_lengths_under_truncation",
+            "test_sequences.py::test_a_memory_limit_changes_the_memory_and_nothing_else",
+        ),
     ),
     "graph": (
         (
