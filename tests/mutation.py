@@ -80,6 +80,7 @@ GROUPS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
             "test_sequences.py::test_truncated_backpropagation_hands_the_state_on",
             "test_sequences.py::test_lengths_under_truncation",
             "test_sequences.py::test_a_memory_limit_changes_the_memory_and_nothing_else",
+            "test_memory.py::test_an_update_stays_below_its_memory_limit",
         ),
     ),
     "graph": (
