@@ -1,12 +1,14 @@
 """The `backend` fixture: every behavioural test is written once and runs on every array library.
 
 ``pytest --backend NAME`` (repeatable) picks from the names in `ENTRIES`; without it all of them run. What this machine
-can't run is skipped with its reason.
+can't run is skipped with its reason. A test that takes the fixture has the marker ``matrix``: ``-m matrix`` leaves out
+what depends on no array library, ``-m "not slow"`` what takes more than 5 seconds.
 """
 
 from __future__ import annotations
 
 import functools
+import gc
 import importlib.util
 import os
 import sys
@@ -167,6 +169,16 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         choices=list(ENTRIES),
         help="run the matrix on this backend only (repeatable; default: all that are usable here)",
     )
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    if "backend" in getattr(item, "fixturenames", ()):
+        item.add_marker("matrix")
+
+
+def pytest_collection_finish() -> None:
+    """The garbage collector passes over what is imported by now: a test that calls it would take a second."""
+    gc.freeze()
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

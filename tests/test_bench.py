@@ -275,6 +275,7 @@ def test_a_peer_is_left_out_where_it_can_do_nothing(planted: list[str]) -> None:
 # ---------------------------------------------------------------------- the command
 
 
+@pytest.mark.slow
 def test_bench_prints_the_table_and_writes_both_files(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -372,6 +373,7 @@ def test_a_failure_of_this_library_is_an_error() -> None:
         command.run([ours_peer("numpy", "no such device")], gemm_peer("numpy"), args)
 
 
+@pytest.mark.slow
 def test_every_peer_runs_or_is_named_as_missing(capsys: pytest.CaptureFixture[str]) -> None:
     peers = peers_script.all_peers(None)
     args = options_of("--cells", "lstm", "--sizes", "1", "--rounds", "1")

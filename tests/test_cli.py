@@ -446,6 +446,7 @@ def test_closed_pipe_is_no_traceback(trained: Path, folder: Path) -> None:
     assert done.stderr == ""
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("jax") is None, reason="jax is not installed")
 def test_jax_computes_in_float64_only_where_asked(folder: Path) -> None:
     options = [*TRAIN, *QUICK, "--backend", "jax"]

@@ -15,6 +15,7 @@ import portable_rnn as prnn
 
 ROOT = Path(__file__).parent.parent
 PAGES = {page.name: page for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))}
+GUIDES = ("CONTRIBUTING.md", "docs/development.md", ".github/RELEASING.md")
 FENCE = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 # A block that names one of these needs it.
 LIBRARIES = re.compile(r'"(jax|torch|cupy|dpnp)"|^import (jax|torch|cupy|dpnp)\b', re.MULTILINE)
@@ -91,6 +92,16 @@ def test_links_lead_to_files(name: str) -> None:
     for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", page.read_text(encoding="utf-8")):
         if "://" not in target and target != "changelog.md":
             assert (page.parent / target).exists(), f"{name} links to {target}"
+
+
+@pytest.mark.parametrize("page", GUIDES)
+def test_files_that_guides_name_exist(page: str) -> None:
+    """A path in backquotes is one from the root of the repository or from the package."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    named = re.findall(r"`([\w./-]+(?:/|\.(?:py|md|txt|toml|yml|cff)))`", text)
+    assert named
+    missing = [path for path in named if not any((base / path).exists() for base in (ROOT, ROOT / "portable_rnn"))]
+    assert not missing, f"{page} names {missing}"
 
 
 @pytest.mark.parametrize("name", PAGES)

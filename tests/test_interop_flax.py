@@ -115,6 +115,7 @@ def test_a_linen_cell_alone_runs_over_time(kind: str) -> None:
     assert model.metadata["source_type"] == f"linen {kind}"
 
 
+@pytest.mark.slow
 def test_a_linen_chain() -> None:
     module = linen.Sequential([
         linen.Embed(6, 3, **WIDE),

@@ -552,6 +552,7 @@ print("done")
 """
 
 
+@pytest.mark.slow
 def test_on_keras_with_jax() -> None:
     if importlib.util.find_spec("jax") is None:
         pytest.skip("JAX is not installed: Keras' other backend")

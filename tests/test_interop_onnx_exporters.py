@@ -103,6 +103,7 @@ TORCH_CASES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "dynamo", "embedding", "batch_first"), TORCH_CASES)
 def test_torch_export(torch: Any, tmp_path: Path, kind: str, dynamo: bool, embedding: bool, batch_first: bool) -> None:
     static = dynamo and (kind == "RNN" or not batch_first)
@@ -149,6 +150,7 @@ def test_torch_export(torch: Any, tmp_path: Path, kind: str, dynamo: bool, embed
         np.testing.assert_allclose(found, y.detach().numpy(), rtol=0, atol=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dynamo", [False, True])
 def test_float32_is_onnxruntimes(torch: Any, tmp_path: Path, dynamo: bool) -> None:
     runtime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
@@ -237,6 +239,7 @@ numpy.savez(path + ".npz", x=x, y=y)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["SimpleRNN", "LSTM", "GRU"])
 def test_keras_export(torch: Any, tmp_path: Path, kind: str) -> None:
     """On Keras' torch backend, which unrolls the time loop: T is fixed. The others need tensorflow or jax2onnx."""

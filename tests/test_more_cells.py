@@ -221,6 +221,7 @@ def test_gradients_match_torch_autograd(name: str) -> None:
     check()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FAMILIES)
 def test_gradients_match_jax_grad(name: str) -> None:
     jax = pytest.importorskip("jax")

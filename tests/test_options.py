@@ -359,3 +359,17 @@ def test_zoneout_masks_follow_the_probability_and_the_state() -> None:
     for mask in flat(masks.zoneout):
         assert set(np.unique(mask)) == {0.0, 1.0}
         assert abs(mask.mean() - 0.2) < 5 * np.sqrt(0.16 / mask.size)
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        *(prnn.RNN, prnn.LSTM, prnn.GRU, prnn.Recurrent),
+        *(prnn.LayerNormLSTM, prnn.LayerNormGRU, prnn.MinLSTM, prnn.MinGRU),
+    ],
+)
+def test_a_recurrent_layer_is_one_layer_that_reads_forward_unless_told(kind: type[prnn.Layer]) -> None:
+    options = {"num_layers": 1, "bias": True, "bidirectional": False, "reverse": False, "dropout": 0.0}
+    options |= {"recompute_every": None}
+    found = {field.name: field.default for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    assert {name: found[name] for name in options} == options

@@ -336,6 +336,12 @@ def one_of(kind: str, dropout: float = 0.2) -> prnn.Layer:
     return prnn.Sequential(prnn.RNN(2, 2, recurrent_dropout=dropout), *end, prnn.Linear(2, 2))
 
 
+def test_lengths_are_rounded_up_to_powers_of_two_and_three_times_those() -> None:
+    allowed = sorted(size * 2**k for k in range(11) for size in (1, 3))
+    for steps in range(1, 1025):
+        assert batching.round_up(steps) == min(length for length in allowed if length >= steps)
+
+
 @pytest.mark.parametrize("in_host_memory", [True, False], ids=["host", "device"])
 @pytest.mark.parametrize("kind", ["steps", "last", "rows"])
 def test_new_shapes_are_compiled_a_bounded_number_of_times(
