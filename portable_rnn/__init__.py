@@ -46,14 +46,16 @@ from .verify import verify
 from .version import __version__
 
 if TYPE_CHECKING:
-    from .interop.equinox import from_equinox
-    from .interop.flax import from_flax
-    from .interop.keras import from_keras
-    from .interop.keras_export import to_keras
-    from .interop.onnx.importing import from_onnx
-    from .interop.onnx.writing import to_onnx
-    from .interop.torch import from_torch
-    from .interop.torch_export import to_torch
+    from .interop import (
+        from_equinox,
+        from_flax,
+        from_keras,
+        from_onnx,
+        from_torch,
+        to_keras,
+        to_onnx,
+        to_torch,
+    )
 
 __all__ = [
     "GRU",
@@ -124,22 +126,22 @@ __all__ = [
 for _module in (activations, initializers, losses):
     sys.modules[f"{__name__}.{_module.__name__.rpartition('.')[2]}"] = _module
 
-# Imported when they are asked for
-_LAZY = {
-    "from_onnx": "interop.onnx.importing",
-    "to_onnx": "interop.onnx.writing",
-    "from_equinox": "interop.equinox",
-    "from_flax": "interop.flax",
-    "from_keras": "interop.keras",
-    "from_torch": "interop.torch",
-    "to_keras": "interop.keras_export",
-    "to_torch": "interop.torch_export",
-}
+# The readers and writers of other frameworks' models are imported when one of them is asked for.
+_INTEROP = (
+    "from_equinox",
+    "from_flax",
+    "from_keras",
+    "from_onnx",
+    "from_torch",
+    "to_keras",
+    "to_onnx",
+    "to_torch",
+)
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _LAZY:
+    if name not in _INTEROP:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    import importlib
+    from . import interop
 
-    return getattr(importlib.import_module(f"{__name__}.{_LAZY[name]}"), name)
+    return getattr(interop, name)

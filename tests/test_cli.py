@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 
 import portable_rnn as prnn
-from portable_rnn import files
-from portable_rnn.cli import entry as cli
+from portable_rnn import cli, files
+from portable_rnn.cli import results
 from portable_rnn.data import read_csv
 from portable_rnn.forecasting import demo, load_forecaster
 
@@ -138,8 +138,8 @@ def test_a_network_that_loses_is_called_so(folder: Path, capsys: pytest.CaptureF
     write_csv(folder / "exact.csv", exact)
     assert cli.main(["train", "exact.csv", "--target", "load", *QUICK, "--quiet"]) == 0
     assert "does NOT beat 'same hour yesterday'" in capsys.readouterr().out
-    assert cli._verdict(3.0, 2.0, "'x'") == "does NOT beat 'x': its MAE is 50 % higher."
-    assert cli._verdict(1.0, 2.0, "'x'") == "beats 'x' by 50 % (MAE)."
+    assert results.verdict(3.0, 2.0, "'x'") == "does NOT beat 'x': its MAE is 50 % higher."
+    assert results.verdict(1.0, 2.0, "'x'") == "beats 'x' by 50 % (MAE)."
 
 
 # ---------------------------------------------------------------------- predict

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import array_api_strict
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 
 import portable_rnn as prnn
-from portable_rnn import cells, layers, models
+from portable_rnn import cells, cli, layers, models
 from portable_rnn.arrays import library_name
 from portable_rnn.layers.time import stack
 from portable_rnn.training import loop, losses, optimizers
@@ -347,3 +348,28 @@ def test_every_check_is_needed_by_a_fault() -> None:
     named = {check for _, _, check, _ in FAULTS.values()}
     others = {"outputs equal NumPy's", "gradients equal NumPy's", "no transfers in a step"}
     assert named | others == {*checks.CHECKS, *checks.ONCE}
+
+
+# ---------------------------------------------------------------------- on the command line
+
+
+def test_the_command_prints_a_table_or_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "m.safetensors"
+    prnn.Model(DENSE, seed=1).save(path)
+    argv = ["verify", str(path), "--backend", "numpy", "--dtype", "float32"]
+    assert cli.main(argv) == 0
+    table = capsys.readouterr().out
+    assert "gradients equal finite differences" in table
+    assert "checks passed" in table
+    assert cli.main([*argv, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["passed"] is True
+
+
+def test_the_command_fails_with_the_model(tmp_path: Path, capsys: Any, monkeypatch: Patch) -> None:
+    path = tmp_path / "m.safetensors"
+    prnn.Model(DENSE, seed=1).save(path)
+    linear_that_adds(1e-3, lambda x: True)(monkeypatch)
+    assert cli.main(["verify", str(path), "--backend", "numpy"]) == 1
+    assert "outputs equal the textbook (numpy float32): FAILED" in capsys.readouterr().out
+    assert cli.main(["verify", str(tmp_path / "none.onnx")]) == 2
+    assert "no file at" in capsys.readouterr().err

@@ -4,3 +4,7 @@ Each module imports only from those above it: `cases` (what is timed), `librarie
 matrix product as tasks), `workers` (processes that take turns), `report` (ratios, targets, slowdowns), `picture`,
 `command`.
 """
+
+from .command import add_options, bench
+
+__all__ = ["add_options", "bench"]

@@ -22,7 +22,7 @@ from .state_dict_gaps import Activations
 from .torch import from_torch
 from .torch_export import to_torch
 
-__all__ = ["SUFFIXES", "convert", "describe"]
+__all__ = ["SUFFIXES", "convert", "describe", "read_model"]
 
 SUFFIXES = (".safetensors", *TORCH_SUFFIXES, ".keras", ".onnx")
 
@@ -89,25 +89,38 @@ def convert(
     Linear(3, 2)
     """
     source, target = Path(path_in), Path(path_out)
-    for path in (source, target):
-        if path.suffix not in SUFFIXES:
-            raise InputError(f"{path} has an unknown suffix: expected one of {', '.join(SUFFIXES)}")
+    if target.suffix not in SUFFIXES:
+        raise InputError(f"{target} has an unknown suffix: expected one of {', '.join(SUFFIXES)}")
     if source.resolve() == target.resolve():
         raise InputError(f"{source} would be written over itself: name another file to write")
+    model = read_model(source, pooling=pooling, activations=activations, nonlinearity=nonlinearity, order=order)
+    model.metadata.setdefault("source_file", printable(source.name))
+    _write(model, target)
+    return model
+
+
+def read_model(
+    path: str | os.PathLike[str],
+    *,
+    pooling: str | None = "auto",
+    activations: Activations = None,
+    nonlinearity: str | None = None,
+    order: Sequence[str] | None = None,
+) -> Model:
+    """Read a model file of any format that `convert` reads; its arguments and errors are those of `convert`."""
+    source = Path(path)
+    if source.suffix not in SUFFIXES:
+        raise InputError(f"{source} has an unknown suffix: expected one of {', '.join(SUFFIXES)}")
     open_ones = (pooling != "auto", activations is not None, nonlinearity is not None, order is not None)
     if any(open_ones) and source.suffix in (".keras", ".onnx"):
         raise InputError(f"{source} says itself what it holds: leave out pooling, activations, nonlinearity and order")
     if not source.is_file():
         raise InputError(f"no file at {source}")
     if source.suffix == ".keras":
-        model = from_keras(source)
-    elif source.suffix == ".onnx":
-        model = from_onnx(source)
-    else:
-        model = from_torch(source, pooling=pooling, activations=activations, nonlinearity=nonlinearity, order=order)
-    model.metadata.setdefault("source_file", printable(source.name))
-    _write(model, target)
-    return model
+        return from_keras(source)
+    if source.suffix == ".onnx":
+        return from_onnx(source)
+    return from_torch(source, pooling=pooling, activations=activations, nonlinearity=nonlinearity, order=order)
 
 
 def _write(model: Model, target: Path) -> None:
