@@ -107,12 +107,6 @@ def network_from_config(config: Any, where: str = "network") -> Layer:
     return network
 
 
-def network_from_json(text: str, where: str = "network") -> Layer:
-    """The layer of a description that stands in a file, as JSON."""
-    network: Layer = Json(_LAYER).read(text, where)
-    return network
-
-
 def _record_of_layer(name: str) -> Record | None:
     """The options of a layer's class, from its dataclass."""
     cls = _LAYERS.get(name)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from dataclasses import replace
@@ -13,6 +12,7 @@ import numpy as np
 
 from ...arrays import Array, Backend, asarray
 from ...errors import InputError
+from ...files import parse_json
 from ...layers import Layer
 from ...models import Model, network_from_config
 from ..common import refuse_not_finite, require
@@ -78,7 +78,7 @@ def from_onnx(
 def own_network(graph: Graph, params: HostParams, about: dict[str, str]) -> Layer | None:
     """The network that a file says it was made of, where exporting that network gives this very graph."""
     try:
-        config = json.loads(about[f"{PREFIX}network"])
+        config = parse_json(about[f"{PREFIX}network"], "network")
         if not _plausible(config, len(graph.nodes)):
             return None
         network = network_from_config(config)
