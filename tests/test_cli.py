@@ -209,7 +209,7 @@ def test_another_library_predicts_the_same(
 
 
 def test_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(cli, "demo", functools.partial(demo, epochs=1))
+    monkeypatch.setattr(cli.demo, "demo", functools.partial(demo, epochs=1))
     monkeypatch.chdir(tmp_path)
     assert cli.main(["demo", "--seed", "2"]) == 0
     out, err = capsys.readouterr()
@@ -245,7 +245,7 @@ def test_backends_says_why_not(monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
         prnn.BackendInfo("cupy", "14.0", False, (), "no CUDA driver; `portable-rnn backends` lists the devices"),
         prnn.BackendInfo("dpnp", None, False, (), "not installed: pip install 'portable-rnn[dpnp]'"),
     ]
-    monkeypatch.setattr(cli, "backends", lambda: found)
+    monkeypatch.setattr(cli.backends, "backends", lambda: found)
     monkeypatch.setenv("PORTABLE_RNN_BACKEND", "jax")
     assert cli.main(["backends"]) == 0
     lines = capsys.readouterr().out.splitlines()

@@ -10,8 +10,7 @@ import numpy as np
 from ..arrays import Array, namespace_of, to_numpy
 from ..errors import InputError
 from ..layers import Layer, check_positive_integer, check_streams
-from ..training import Loss, loss_function
-from ..training import loop as training
+from ..training import Loss, all_finite, loss_function
 
 __all__ = ["check_callbacks", "check_classes", "check_finite", "check_truncation"]
 
@@ -19,7 +18,7 @@ __all__ = ["check_callbacks", "check_classes", "check_finite", "check_truncation
 def check_finite(name: str, x: Array, lengths: np.ndarray[Any, Any] | None) -> None:
     """Raise InputError where floating data hold NaN or infinity before the rows' ends."""
     xp = namespace_of(x)
-    if not xp.isdtype(x.dtype, "real floating") or training.all_finite(x):
+    if not xp.isdtype(x.dtype, "real floating") or all_finite(x):
         return
     bad = ~np.isfinite(to_numpy(x))
     if lengths is not None and bad.ndim > 1:

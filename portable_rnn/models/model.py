@@ -37,17 +37,19 @@ from ..training import (
     Loss,
     Optimizer,
     Progress,
+    TrainingRun,
     has_steps,
     has_target_steps,
     limited,
+    loss_and_gradients,
     loss_function,
     loss_name,
+    loss_value,
     notify,
     optimizer_of,
     positive_number,
     run_callbacks,
 )
-from ..training import loop as training
 from .checkpoint import read_checkpoint, write_checkpoint
 from .checks import check_callbacks, check_classes, check_finite, check_truncation
 
@@ -198,7 +200,7 @@ class Model:
         history = History()
         pieces = -(-data.x.shape[1] // tbptt) if tbptt else 1
         cut = self._batches(data, batch_size, function)
-        run = training.TrainingRun(
+        run = TrainingRun(
             network,
             self.backend,
             function,
@@ -263,7 +265,7 @@ class Model:
         function = self.loss if loss is None else loss_function(loss)
         data = self.checked_data(x, y, lengths, resets, function)
         (piece,) = self._batches(data, None, function).in_order()
-        run = jit(self.backend.xp, training.loss_and_gradients, static=("network", "loss"))
+        run = jit(self.backend.xp, loss_and_gradients, static=("network", "loss"))
         found: tuple[Array, Params] = run(self.params, piece.batch, network=self.network, loss=function)
         return found
 
@@ -431,7 +433,7 @@ class Model:
 
     def _evaluate(self, data: Data, *, batch_size: int, loss: Loss | None = None) -> float:
         function = self.loss if loss is None else loss
-        run = jit(self.backend.xp, training.loss_value, static=("network", "loss"))
+        run = jit(self.backend.xp, loss_value, static=("network", "loss"))
         total = weight = 0.0
         for piece in self._batches(data, batch_size, function).in_order():
             value = run(self.params, piece.batch, network=self.network, loss=function)
