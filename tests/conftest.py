@@ -71,6 +71,7 @@ ENTRIES = {
     "array_api_strict-device1": Entry("array_api_strict", device="device1", examples=30),
     "dpnp": Entry("dpnp", examples=15),
     "cupy": Entry("cupy", examples=30, needs_device=True),
+    "cupy-device1": Entry("cupy", device="cuda:1", examples=10, needs_device=True),  # never the current device
 }
 
 

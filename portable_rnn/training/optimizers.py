@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Protocol, TypeAlias
 
 import numpy as np
 
-from ..arrays import Array, Params, as_before, device_of, is_array, library_name, namespace_of
+from ..arrays import Array, Params, as_before, device_of, is_array, library_name, namespace_of, on_their_device
 from ..errors import InputError
 
 __all__ = [
@@ -60,6 +60,7 @@ class _Rule(abc.ABC):
 
     slots: ClassVar[tuple[str, ...]] = ()  # what the state holds for each parameter, zero at the start
 
+    @on_their_device
     def init(self, params: Params) -> OptimizerState:
         """The state before the first update."""
         xp = _namespace(params)
@@ -68,6 +69,7 @@ class _Rule(abc.ABC):
         # the count is a float array so that a schedule can compute with it inside a compiled step
         return {"count": xp.zeros((), dtype=first.dtype, device=device_of(first)), **zeros}
 
+    @on_their_device
     def update(self, grads: Params, state: OptimizerState, params: Params) -> tuple[Params, OptimizerState]:
         """(new parameters, new state)."""
         before = state["count"]
@@ -270,6 +272,7 @@ def optimizer_of(optimizer: str | Optimizer) -> Optimizer:
 # ---------------------------------------------------------------------- clipping
 
 
+@on_their_device
 def global_norm(grads: Params) -> Array:
     """The Euclidean norm of all gradients together, an array ()."""
     xp = _namespace(grads)
@@ -277,6 +280,7 @@ def global_norm(grads: Params) -> Array:
     return xp.sqrt(sum(squares[1:], start=squares[0]))
 
 
+@on_their_device
 def clip_by_global_norm(grads: Params, max_norm: float, norm: Array | None = None) -> Params:
     """Scale all gradients together so that their global norm is at most `max_norm`.
 
@@ -323,6 +327,7 @@ class _Cosine:
     final: float
     warmup: int = 0
 
+    @on_their_device
     def __call__(self, count: Any) -> Any:
         xp, count = _count(count)
         progress = xp.clip((count - self.warmup) / max(self.steps - self.warmup, 1), 0.0, 1.0)
@@ -336,6 +341,7 @@ class _Exponential:
     rate: float
     steps: float
 
+    @on_their_device
     def __call__(self, count: Any) -> Any:
         _, count = _count(count)
         return self.initial * self.rate ** (count / self.steps)
@@ -346,6 +352,7 @@ class _Piecewise:
     initial: float
     factors: tuple[tuple[int, float], ...]
 
+    @on_their_device
     def __call__(self, count: Any) -> Any:
         xp, count = _count(count)
         rate = xp.full_like(count, self.initial)
