@@ -68,7 +68,7 @@ class Backend:
         return dtype_name(self.xp, self.dtype)
 
     def __hash__(self) -> int:
-        return hash((self.name, self.dtype_name, str(self.device)))  # CuPy's devices have no hash
+        return hash((self.name, self.dtype, str(self.device)))  # CuPy's devices have no hash
 
     def __deepcopy__(self, memo: Any) -> Backend:
         return self  # it never changes, and a module can't be copied

@@ -21,6 +21,13 @@ KINDS = {
 _PACKAGE = "/portable_rnn/"
 
 
+class Launch(NamedTuple):
+    """One launch of a kernel."""
+
+    name: str
+    line: str  # as of a `Copy`
+
+
 class Copy(NamedTuple):
     """One copy between memories."""
 
@@ -38,15 +45,21 @@ class Counts:
 
     Attributes
     ----------
-    kernels, products, allocations : int
-        Launches, calls of cuBLAS, calls of cudaMalloc (CuPy's pool makes few).
+    products, allocations : int
+        Calls of cuBLAS; calls of cudaMalloc, of which CuPy's pool makes few.
+    launches : list of Launch
     copies : list of Copy
     """
 
-    kernels: int = 0
     products: int = 0
     allocations: int = 0
+    launches: list[Launch] = field(default_factory=list)
     copies: list[Copy] = field(default_factory=list)
+
+    @property
+    def kernels(self) -> int:
+        """How many kernels were launched."""
+        return len(self.launches)
 
     def copied(self, kind: int) -> list[Copy]:
         """The copies of one kind, such as `HOST_TO_DEVICE`."""
@@ -57,29 +70,34 @@ class Counters:
     """The libraries' counters; `cupy_on_cpu.counters` is the one of this process."""
 
     def __init__(self, driver: ctypes.CDLL, blas: ctypes.CDLL, runtime: ctypes.CDLL) -> None:
-        self._driver, self._runtime = driver, runtime
-        self._kernels = ctypes.c_longlong.in_dll(driver, "emu_launches")
+        self._driver = driver
         self._products = ctypes.c_longlong.in_dll(blas, "emu_products")
         self._allocations = ctypes.c_longlong.in_dll(runtime, "emu_allocations")
-        self._hook = ctypes.c_void_p.in_dll(runtime, "emu_copy_hook")
+        self._copy_hook = ctypes.c_void_p.in_dll(runtime, "emu_copy_hook")
+        self._launch_hook = ctypes.c_void_p.in_dll(driver, "emu_launch_hook")
 
     @contextmanager
     def counting(self) -> Iterator[Counts]:
         """Count while the context is open; not to be nested."""
-        before = self._kernels.value, self._products.value, self._allocations.value
+        before = self._products.value, self._allocations.value
         counts = Counts()
 
         @ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_size_t)
         def copied(kind: int, size: int) -> None:
             counts.copies.append(Copy(KINDS[kind], size, _calling_line()))
 
-        self._hook.value = ctypes.cast(copied, ctypes.c_void_p).value
+        @ctypes.CFUNCTYPE(None, ctypes.c_char_p)
+        def launched(name: bytes) -> None:
+            counts.launches.append(Launch(name.decode(), _calling_line()))
+
+        self._copy_hook.value = ctypes.cast(copied, ctypes.c_void_p).value
+        self._launch_hook.value = ctypes.cast(launched, ctypes.c_void_p).value
         try:
             yield counts
         finally:
-            self._hook.value = None
-            after = self._kernels.value, self._products.value, self._allocations.value
-            counts.kernels, counts.products, counts.allocations = (a - b for a, b in zip(after, before, strict=True))
+            self._copy_hook.value = self._launch_hook.value = None
+            counts.products = self._products.value - before[0]
+            counts.allocations = self._allocations.value - before[1]
 
     def launches(self) -> dict[str, int]:
         """How often each kernel was launched so far, by name; the most often first."""

@@ -41,7 +41,7 @@ static int (*compile_hook)(const char* image, char* path, size_t room);
 static Function* functions;  // every one that was asked for
 static pthread_mutex_t functions_lock = PTHREAD_MUTEX_INITIALIZER;
 static pthread_mutex_t shared_lock = PTHREAD_MUTEX_INITIALIZER;  // shared variables are static: one launch at a time
-long long emu_launches;
+void (*emu_launch_hook)(const char* name);
 
 void emu_set_compile_hook(int (*hook)(const char*, char*, size_t), int reverse) {
   compile_hook = hook;
@@ -140,8 +140,8 @@ int cuLaunchKernel(Function* f, uint32_t gx, uint32_t gy, uint32_t gz, uint32_t 
   if (!gx || !gy || !gz || !bx || !by || !bz || (uint64_t)bx * by * bz > MAX_THREADS) return INVALID_VALUE;
   if (gy > MAX_GRID_YZ || gz > MAX_GRID_YZ || fixed + dynamic > MAX_SHARED) return INVALID_VALUE;
   if (kernel->parameters > MAX_PARAMETERS) return INVALID_VALUE;
-  __atomic_add_fetch(&emu_launches, 1, __ATOMIC_RELAXED);
   __atomic_add_fetch(&f->launches, 1, __ATOMIC_RELAXED);
+  if (emu_launch_hook) emu_launch_hook(f->name);
 
   void* parameters[MAX_PARAMETERS];
   char* buffer = copy_parameters(kernel, given, parameters);
