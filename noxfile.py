@@ -52,11 +52,18 @@ def tests(session: nox.Session) -> None:
 
 
 @nox.session
-@nox.parametrize("column", ["numpy", "jax", "jax-jit", "torch", "dpnp", "array_api_strict", "cupy"])
+@nox.parametrize("column", ["numpy", "jax", "jax-jit", "torch", "dpnp", "array_api_strict"])
 def matrix(session: nox.Session, column: str) -> None:
     """One column of the matrix on its array library, as in ``nox -s "matrix(column='jax')"``."""
     session.install("-e", ".[dev]", *LIBRARIES)
     session.run("pytest", "-n", "auto", "-m", "matrix", "--backend", column, *session.posargs, env=ONE_THREAD)
+
+
+@nox.session
+def cupy(session: nox.Session) -> None:
+    """CuPy's columns of the matrix on a CPU, as tests/cupy_on_cpu/README.md says."""
+    session.install("-e", ".[dev]", *LIBRARIES)
+    session.run("bash", ".ci/cupy_on_cpu", external=True)
 
 
 @nox.session

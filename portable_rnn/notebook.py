@@ -21,7 +21,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .arrays import Array, Backend, Params, device_of, from_host, is_array, namespace_of, to_numpy, zeros_beside
+from .arrays import (
+    Array,
+    Backend,
+    Params,
+    device_of,
+    from_host,
+    is_array,
+    namespace_of,
+    on_their_device,
+    to_numpy,
+    zeros_beside,
+)
 from .arrays import backend as as_backend
 from .cells import ElmanCell
 from .errors import InputError, NonFiniteError
@@ -42,6 +53,7 @@ WEIGHTS = ("Wxh", "Whh", "Why", "bh", "by")
 # ---------------------------------------------------------------------- functions of the pre-activation
 
 
+@on_their_device
 def sigmoid(x: Array | ArrayLike) -> Array:
     """Logistic function ``1 / (1 + exp(-x))``, without overflow.
 
@@ -66,6 +78,7 @@ def sigmoid(x: Array | ArrayLike) -> Array:
     return xp.where(x < 0, e, xp.ones_like(e)) / (1 + e)
 
 
+@on_their_device
 def dsigmoid(x: Array | ArrayLike) -> Array:
     """Derivative of `sigmoid` at the pre-activation x: ``sigmoid(x) * (1 - sigmoid(x))``.
 
@@ -80,6 +93,7 @@ def dsigmoid(x: Array | ArrayLike) -> Array:
     return sigmoid(x) * sigmoid(-_floating(x)[1])
 
 
+@on_their_device
 def tanh(x: Array | ArrayLike) -> Array:
     """Hyperbolic tangent. Parameters and return value are those of `sigmoid`.
 
@@ -93,6 +107,7 @@ def tanh(x: Array | ArrayLike) -> Array:
     return xp.tanh(x)
 
 
+@on_their_device
 def dtanh(x: Array | ArrayLike) -> Array:
     """Derivative of `tanh` at the pre-activation x: ``1 - tanh(x)**2``.
 
@@ -212,6 +227,7 @@ class SimpleRNN:
             self._hs = {0: self._saved.h_initial, **{t + 1: hs[t, ...] for t in range(hs.shape[0])}}
         return self._hs
 
+    @on_their_device
     def forward(self, inputs: Iterable[Any]) -> NDArray[Any]:
         """Run the network over a sequence, or over B sequences of the same length.
 
@@ -232,6 +248,7 @@ class SimpleRNN:
         """
         return to_numpy(self._forward(inputs))
 
+    @on_their_device
     def backward(self, d_y: ArrayLike, learning: bool = True) -> Params:
         """Back-propagate through the last forward pass, exactly.
 
@@ -260,6 +277,7 @@ class SimpleRNN:
             self._descend({name: float(self.lr) * gradient for name, gradient in gradients.items()})
         return gradients
 
+    @on_their_device
     def train(self, inputs: Iterable[Any], target: ArrayLike) -> Any:
         """Update the weights once: forward, ``loss = sum((y - target)**2)``, backward with ``d_y = 2 * (y - target)``.
 

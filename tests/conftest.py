@@ -35,6 +35,9 @@ _OPENCL_CPU = Path(sys.prefix, "lib", "libintelocl.so")
 if _OPENCL_CPU.exists():
     os.environ.setdefault("OCL_ICD_FILENAMES", str(_OPENCL_CPU))
 
+# The tests of the tool that runs CuPy on a CPU need it: it is loaded before everything, by `-p cupy_on_cpu`.
+collect_ignore = [] if "cupy_on_cpu" in sys.modules else ["cupy_on_cpu"]
+
 hypothesis.settings.register_profile(
     "deterministic",
     derandomize=True,
@@ -55,6 +58,7 @@ class Entry:
     read_only: bool = False  # every input array refuses writes
     strict: bool = False  # JAX's settings against implicit promotion and NaN
     examples: int = 60  # of hypothesis: few where an operation or a compilation is slow
+    needs_device: bool = False  # runs where it is asked for: on a GPU, or on a CPU with tests/cupy_on_cpu
 
 
 ENTRIES = {
@@ -66,7 +70,8 @@ ENTRIES = {
     "array_api_strict": Entry("array_api_strict"),
     "array_api_strict-device1": Entry("array_api_strict", device="device1", examples=30),
     "dpnp": Entry("dpnp", examples=15),
-    "cupy": Entry("cupy"),
+    "cupy": Entry("cupy", examples=30, needs_device=True),
+    "cupy-device1": Entry("cupy", device="cuda:1", examples=10, needs_device=True),  # never the current device
 }
 
 
@@ -167,7 +172,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--backend",
         action="append",
         choices=list(ENTRIES),
-        help="run the matrix on this backend only (repeatable; default: all that are usable here)",
+        help="run the matrix on this backend only (repeatable; default: all that need no GPU)",
     )
 
 
@@ -183,7 +188,8 @@ def pytest_collection_finish() -> None:
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "backend" in metafunc.fixturenames:
-        names = metafunc.config.getoption("--backend") or list(ENTRIES)
+        names = metafunc.config.getoption("--backend")
+        names = names or [name for name, entry in ENTRIES.items() if not entry.needs_device]
         metafunc.parametrize("backend", names, indirect=True, scope="session")
 
 
@@ -200,8 +206,6 @@ def backend(request: pytest.FixtureRequest) -> BackendUnderTest:
     try:
         target = prnn.backend(library, device=entry.device, dtype="float64")
     except prnn.BackendError as error:
-        if name == "cupy":
-            pytest.skip(f"no CUDA device: CuPy's arithmetic is not run here ({error})")
         pytest.skip(str(error))
     return BackendUnderTest(name, target, entry)
 

@@ -33,8 +33,7 @@ def missing_library(code: str) -> str:
         try:
             prnn.backend(name)
         except prnn.BackendError as error:
-            what = "CuPy's arithmetic is not run here: " if name == "cupy" else ""
-            return f"{what}{error}"
+            return str(error)
     if "import onnx" in code and importlib.util.find_spec("onnx") is None:
         return "onnx is not installed"
     return ""
@@ -66,9 +65,22 @@ def sessions(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Session]:
     return {name: Session(page, tmp_path_factory.mktemp(page.stem)) for name, page in PAGES.items()}
 
 
-@pytest.mark.parametrize(
-    ("name", "number"), [(name, k) for name, page in PAGES.items() for k in range(len(blocks(page, "python")))]
-)
+def numbered_blocks(*, of_cupy: bool) -> list[tuple[str, int]]:
+    """(page, number) of the Python blocks that name CuPy, or of the others."""
+    found = [(name, k, code) for name, page in PAGES.items() for k, code in enumerate(blocks(page, "python"))]
+    return [(name, k) for name, k, code in found if ('"cupy"' in code) == of_cupy]
+
+
+@pytest.mark.parametrize(("name", "number"), numbered_blocks(of_cupy=True))
+def test_python_blocks_with_cupy_run(
+    name: str, number: int, sessions: dict[str, Session], monkeypatch: pytest.MonkeyPatch, backend: Any
+) -> None:
+    if backend.name != "cupy":
+        pytest.skip("it is the other library")
+    test_python_blocks_run(name, number, sessions, monkeypatch)
+
+
+@pytest.mark.parametrize(("name", "number"), numbered_blocks(of_cupy=False))
 def test_python_blocks_run(
     name: str, number: int, sessions: dict[str, Session], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 
 import portable_rnn as prnn
+from portable_rnn.arrays import device_scope
 from portable_rnn.arrays import namespaces as namespace
 
-CPU_NAMES = {"numpy": "cpu", "jax": "cpu", "torch": "cpu", "array_api_strict": "CPU_DEVICE"}
+DEVICE_NAMES = {"numpy": "cpu", "jax": "cpu", "torch": "cpu", "array_api_strict": "CPU_DEVICE", "cupy": "cuda:0"}
 
 
 def in_a_new_process(code: str, **environment: str) -> str:
@@ -65,9 +66,9 @@ def test_backend_takes_a_name(backend: Any) -> None:
 
 
 def test_device_by_name(backend: Any) -> None:
-    if backend.entry.library not in CPU_NAMES or backend.entry.device:
+    if backend.entry.library not in DEVICE_NAMES or backend.entry.device:
         pytest.skip("its device has no portable name")
-    name = CPU_NAMES[backend.entry.library]
+    name = DEVICE_NAMES[backend.entry.library]
     assert prnn.backend(backend.target, device=name).device == backend.target.device
 
 
@@ -266,7 +267,8 @@ def test_no_moved_array_is_written_through(backend: Any) -> None:
     host = np.ones(3)
     host.flags.writeable = False
     moved = prnn.asarray(host, backend.target)
-    np.testing.assert_array_equal(prnn.to_numpy(moved * 2), [2.0, 2.0, 2.0])
+    with device_scope(moved):
+        np.testing.assert_array_equal(prnn.to_numpy(moved * 2), [2.0, 2.0, 2.0])
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Arrays and the libraries that hold them: which library, device and dtype, and moving between them."""
 
+from .devices import device_scope, on_their_device
 from .namespaces import (
     DTYPES,
     NAMES,
@@ -49,6 +50,7 @@ __all__ = [
     "backends",
     "check_same_backend",
     "device_of",
+    "device_scope",
     "dtype_name",
     "enable_float64",
     "forbid_transfers",
@@ -61,6 +63,7 @@ __all__ = [
     "library_name",
     "map_leaves",
     "namespace_of",
+    "on_their_device",
     "to_numpy",
     "version_of",
     "with_axes",

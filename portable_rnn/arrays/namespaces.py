@@ -23,6 +23,7 @@ import array_api_compat.numpy as numpy_namespace
 import numpy as np
 
 from ..errors import BackendError, InputError
+from .devices import cupy_device, device_scope
 from .typing import Array
 
 __all__ = ["Backend", "BackendInfo", "asarray", "backend", "backend_of", "backends", "enable_float64", "to_numpy"]
@@ -65,6 +66,9 @@ class Backend:
     def dtype_name(self) -> str:
         """ "float32" or "float64"."""
         return dtype_name(self.xp, self.dtype)
+
+    def __hash__(self) -> int:
+        return hash((self.name, self.dtype, str(self.device)))  # CuPy's devices have no hash
 
     def __deepcopy__(self, memo: Any) -> Backend:
         return self  # it never changes, and a module can't be copied
@@ -241,7 +245,8 @@ def from_host(host: np.ndarray[Any, Any], target: Backend) -> Array:
         return jax.device_put(_narrowed(host) if not jax.config.jax_enable_x64 else host, target.device)
     if target.name == "torch" and (not host.flags.writeable or min(host.strides, default=0) < 0):
         host = host.copy()  # torch has neither read-only arrays nor negative strides
-    return target.xp.asarray(host, device=target.device)
+    with device_scope(target):
+        return target.xp.asarray(host, device=target.device)
 
 
 def to_numpy(x: Any) -> np.ndarray[Any, Any]:
@@ -257,7 +262,8 @@ def to_numpy(x: Any) -> np.ndarray[Any, Any]:
         return _host_array(x)
     if array_api_compat.is_torch_array(x):
         x = x.detach()
-    return np.from_dlpack(x, device="cpu")
+    with device_scope(x):
+        return np.from_dlpack(x, device="cpu")
 
 
 def in_host_memory(x: Array) -> bool:
@@ -477,8 +483,11 @@ def _resolve_device(name: str, xp: Any, device: Any, dtype: Any) -> Any:
 
             platform, _, index = device.partition(":")
             device = jax.devices(platform)[int(index or 0)]
-        elif name == "cupy" and device is not None:
-            return xp.cuda.Device(int(str(device).rpartition(":")[2]) if isinstance(device, str) else device)
+        elif name == "cupy":
+            device = cupy_device(importlib.import_module("cupy"), device)
+            with device:
+                xp.empty(1, dtype=dtype)
+            return device
         elif name == "array_api_strict" and isinstance(device, str):
             device = xp.Device(device)
         return device_of(xp.empty(1, dtype=dtype, device=device))

@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from ..arrays import Array, device_of
+from ..arrays import Array, Backend, backend_of
 from ..errors import InputError
 from ..execution import compiles, fuse
 
@@ -188,10 +188,7 @@ class GateBlock:
         """The columns (s, b, s**2), each (k * H, 1), or None where the gates are not one pass."""
         if set(self.names) != {"sigmoid", "tanh"} or compiles(xp):  # XLA fuses the passes by itself
             return None
-        device = device_of(like)
-        make = _columns if device.__hash__ is not None else _columns.__wrapped__  # CuPy's devices have no hash
-        found: tuple[Array, ...] = make(xp, self.names, size, like.dtype, device)
-        return found
+        return _columns(backend_of(like), self.names, size)
 
     def forward(self, xp: Any, a: Array, columns: tuple[Array, ...] | None) -> Array:
         """Activate pre-activations `a` (k * H, B)."""
@@ -221,10 +218,12 @@ class GateBlock:
 
 
 @functools.lru_cache(maxsize=64)
-def _columns(xp: Any, names: tuple[str, ...], size: int, dtype: Any, device: Any) -> tuple[Array, ...]:
+def _columns(target: Backend, names: tuple[str, ...], size: int) -> tuple[Array, ...]:
+    xp = target.xp
+
     def column(sigmoid: float, tanh: float) -> Array:
         gates = [[[sigmoid if name == "sigmoid" else tanh]] for name in names]
-        spread = xp.broadcast_to(xp.asarray(gates, dtype=dtype, device=device), (len(gates), size, 1))
+        spread = xp.broadcast_to(xp.asarray(gates, dtype=target.dtype, device=target.device), (len(gates), size, 1))
         return xp.reshape(spread, (len(gates) * size, 1))
 
     return column(0.5, 1.0), column(0.5, 0.0), column(0.25, 1.0)

@@ -30,6 +30,7 @@ from ..arrays import (
     leaves,
     map_leaves,
     namespace_of,
+    on_their_device,
     to_numpy,
     zeros_beside,
 )
@@ -139,6 +140,7 @@ class Layer(abc.ABC):
         drawn = self.draw(random_generator(seed))
         return {name: from_host(value.astype(target.dtype_name), target) for name, value in drawn.items()}
 
+    @on_their_device
     def apply(
         self,
         params: Params,
@@ -180,6 +182,7 @@ class Layer(abc.ABC):
             y, final, _ = self.forward(params, x, state, marks, masks)
         return y, final
 
+    @on_their_device
     def vjp(
         self,
         params: Params,
@@ -212,6 +215,7 @@ class Layer(abc.ABC):
         x, marks = self._checked(params, x, state, lengths, resets)
         y, final, residuals = self.forward(params, x, state, marks, masks)
 
+        @on_their_device
         def pullback(dy: Array | None = None, dstate: State = None) -> tuple[Params, Array | None, State]:
             check_cotangent("dy", dy, y)
             check_cotangent("dstate", dstate, final)

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ..arrays import Array, Lengths, Marks, Params, namespace_of, to_numpy
+from ..arrays import Array, Lengths, Marks, Params, namespace_of, on_their_device, to_numpy
 from ..execution import jit
 from ..layers import flat_layers, is_recurrent, stack_backward, suffixes, with_prefix
 from ..training import Loss, loss_function
@@ -79,6 +79,7 @@ class GradientFlow:
         return plot_gradient_flow({layer.name: layer.norms for layer in self.layers}, path)
 
 
+@on_their_device
 def gradient_flow(
     model: Model,
     x: Array | Sequence[Array],

@@ -22,6 +22,7 @@ from ..arrays import (
     dtype_name,
     is_array,
     leaves,
+    on_their_device,
     to_numpy,
 )
 from ..arrays import backend as as_backend
@@ -114,6 +115,7 @@ class Model:
 
     # ------------------------------------------------------------------ training
 
+    @on_their_device
     def fit(
         self,
         x: Array | Sequence[Array],
@@ -239,6 +241,7 @@ class Model:
         notify(callbacks, "finish", self)
         return history
 
+    @on_their_device
     def loss_and_grad(
         self,
         x: Array | Sequence[Array],
@@ -271,6 +274,7 @@ class Model:
 
     # ------------------------------------------------------------------ using
 
+    @on_their_device
     def predict(
         self,
         x: Array | Sequence[Array],
@@ -302,6 +306,7 @@ class Model:
             ]
         )
 
+    @on_their_device
     def evaluate(
         self,
         x: Array | Sequence[Array],
@@ -317,6 +322,7 @@ class Model:
         data = self.checked_data(x, y, lengths, resets, function)
         return self._evaluate(data, batch_size=batch_size, loss=function)
 
+    @on_their_device
     def step(self, x_t: Array, state: State = None) -> tuple[Array, State]:
         """One time step of a stream.
 

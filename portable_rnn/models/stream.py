@@ -18,6 +18,7 @@ from ..arrays import (
     leaves,
     map_leaves,
     namespace_of,
+    on_their_device,
     to_numpy,
     zeros_beside,
 )
@@ -68,10 +69,12 @@ class Stream:
     True
     """
 
+    @on_their_device
     def __init__(self, model: Model, batch_size: int = 1) -> None:
         check_streams(model.network)
         self.batch_size = batch_size
         self._model = model
+        self.backend = model.backend
         self._network = model.network
         self._xp = model.backend.xp
         self._weights = jit(self._xp, prepare, static=("network",))(model.params, network=model.network)
@@ -84,6 +87,7 @@ class Stream:
         self._state: Any = None
         self.reset()
 
+    @on_their_device
     def step(self, x_t: Array) -> Array:
         """Take one time step.
 
@@ -116,6 +120,7 @@ class Stream:
         self._network.check_input(x_t[:, None, ...], self._xp)
         self._shape = tuple(x_t.shape)
 
+    @on_their_device
     def reset(self, rows: Any = None) -> None:
         """Go back to the zero state.
 
@@ -151,6 +156,7 @@ class Stream:
         self._state = jit(self._xp, choose)(flags, fresh, self._state)
 
     @property
+    @on_their_device
     def state(self) -> State:
         """The state in the form that `Layer.apply` and `Model.step` take."""
         return jit(self._xp, public_state, static=("network",))(self._state, network=self._network)

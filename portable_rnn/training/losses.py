@@ -14,7 +14,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from ..arrays import Array, as_before, backend_of, device_of, dtype_name, is_array, namespace_of
+from ..arrays import Array, as_before, backend_of, device_of, dtype_name, is_array, namespace_of, on_their_device
 from ..cells import sigmoid
 from ..errors import InputError
 from ..layers import valid_steps
@@ -123,6 +123,7 @@ def binary_cross_entropy(prediction: Array, target: Array, lengths: Array | None
     return _elementwise(prediction, target, lengths, value_and_slope)
 
 
+@on_their_device
 def cross_entropy(prediction: Array, target: Array, lengths: Array | None = None) -> tuple[Array, Array]:
     """Cross-entropy of classes, from logits: ``mean(-log_softmax(prediction)[target])``.
 
@@ -259,6 +260,7 @@ def _described(found: Any) -> str:
     return f"({', '.join(names)})" if isinstance(found, tuple) else names[0]
 
 
+@on_their_device
 def _elementwise(
     prediction: Array,
     target: Array,

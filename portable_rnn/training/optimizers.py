@@ -15,8 +15,9 @@ from typing import Any, ClassVar, Protocol, TypeAlias
 
 import numpy as np
 
-from ..arrays import Array, Params, as_before, device_of, is_array, library_name, namespace_of
+from ..arrays import Array, Params, as_before, device_of, is_array, library_name, namespace_of, on_their_device
 from ..errors import InputError
+from ..execution import fuse
 
 __all__ = [
     "Adam",
@@ -60,6 +61,7 @@ class _Rule(abc.ABC):
 
     slots: ClassVar[tuple[str, ...]] = ()  # what the state holds for each parameter, zero at the start
 
+    @on_their_device
     def init(self, params: Params) -> OptimizerState:
         """The state before the first update."""
         xp = _namespace(params)
@@ -68,6 +70,7 @@ class _Rule(abc.ABC):
         # the count is a float array so that a schedule can compute with it inside a compiled step
         return {"count": xp.zeros((), dtype=first.dtype, device=device_of(first)), **zeros}
 
+    @on_their_device
     def update(self, grads: Params, state: OptimizerState, params: Params) -> tuple[Params, OptimizerState]:
         """(new parameters, new state)."""
         before = state["count"]
@@ -140,17 +143,26 @@ class Adam(_Rule):
         self, grads: Params, state: OptimizerState, params: Params, rate: Any, count: Array
     ) -> tuple[Params, dict[str, Params]]:
         xp = _namespace(params)
-        mean = {k: self.beta1 * m + (1 - self.beta1) * grads[k] for k, m in state["mean"].items()}
-        square = {k: self.beta2 * s + (1 - self.beta2) * grads[k] ** 2 for k, s in state["square"].items()}
-        # The bias corrections of mean and square, both folded into scalars
-        root = xp.sqrt(1 - self.beta2**count)
-        step = rate / (1 - self.beta1**count)
-        new = {}
-        for k, p in params.items():
-            if self.weight_decay:
-                p = p - rate * self.weight_decay * p
-            new[k] = p - step * mean[k] / (xp.sqrt(square[k]) / root + self.eps)
+        # the bias corrections of mean and square, folded into two numbers
+        root, step = fuse(xp, _corrections)(rate, self.beta1**count, self.beta2**count)
+        move, decay = fuse(xp, self._moved), rate * self.weight_decay
+        moved = {
+            k: move(p, grads[k], state["mean"][k], state["square"][k], decay, root, step) for k, p in params.items()
+        }
+        new, mean, square = ({k: arrays[i] for k, arrays in moved.items()} for i in range(3))
         return new, {"mean": mean, "square": square}
+
+    def _moved(self, xp: Any, p: Any, grad: Any, mean: Any, square: Any, decay: Any, root: Any, step: Any) -> Any:
+        """One parameter, its mean and its square after the update."""
+        mean = self.beta1 * mean + (1 - self.beta1) * grad
+        square = self.beta2 * square + (1 - self.beta2) * grad**2
+        if self.weight_decay:
+            p = p - decay * p
+        return p - step * mean / (xp.sqrt(square) / root + self.eps), mean, square
+
+
+def _corrections(xp: Any, rate: Any, mean_left: Any, square_left: Any) -> tuple[Any, Any]:
+    return xp.sqrt(1 - square_left), rate / (1 - mean_left)
 
 
 def sgd(learning_rate: float | Schedule = 0.01, momentum: float = 0.0, nesterov: bool = False) -> Sgd:
@@ -270,13 +282,23 @@ def optimizer_of(optimizer: str | Optimizer) -> Optimizer:
 # ---------------------------------------------------------------------- clipping
 
 
+@on_their_device
 def global_norm(grads: Params) -> Array:
     """The Euclidean norm of all gradients together, an array ()."""
     xp = _namespace(grads)
-    squares = [xp.sum(g * g) for g in grads.values()]
-    return xp.sqrt(sum(squares[1:], start=squares[0]))
+    squared = fuse(xp, _sum_of_squares)
+    return fuse(xp, _root_of_sum)(*(squared(g) for g in grads.values()))
 
 
+def _sum_of_squares(xp: Any, x: Any) -> Any:
+    return xp.sum(x * x)
+
+
+def _root_of_sum(xp: Any, first: Any, *others: Any) -> Any:
+    return xp.sqrt(sum(others, start=first))
+
+
+@on_their_device
 def clip_by_global_norm(grads: Params, max_norm: float, norm: Array | None = None) -> Params:
     """Scale all gradients together so that their global norm is at most `max_norm`.
 
@@ -323,6 +345,7 @@ class _Cosine:
     final: float
     warmup: int = 0
 
+    @on_their_device
     def __call__(self, count: Any) -> Any:
         xp, count = _count(count)
         progress = xp.clip((count - self.warmup) / max(self.steps - self.warmup, 1), 0.0, 1.0)
@@ -336,6 +359,7 @@ class _Exponential:
     rate: float
     steps: float
 
+    @on_their_device
     def __call__(self, count: Any) -> Any:
         _, count = _count(count)
         return self.initial * self.rate ** (count / self.steps)
@@ -346,6 +370,7 @@ class _Piecewise:
     initial: float
     factors: tuple[tuple[int, float], ...]
 
+    @on_their_device
     def __call__(self, count: Any) -> Any:
         xp, count = _count(count)
         rate = xp.full_like(count, self.initial)
