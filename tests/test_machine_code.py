@@ -68,8 +68,8 @@ def test_product(dtype: str, lanes: int, rows: int, inner: int, columns: int) ->
     out = np.full((rows + 1, columns + 3), 7, dtype)
     exact = left.astype("float64") @ right[:, :columns].astype("float64")
     sizes = (out, columns + 3, rows, inner, columns)
-    for adding in (0, 1):
-        call("product", dtype, lanes, panels, panels[0].size, right, columns + 2, 3 * lanes, *sizes, adding)
+    for adding, at_once in ((0, 512), (1, 3)):
+        call("product", dtype, lanes, panels, panels[0].size, right, columns + 2, 3 * lanes, *sizes, at_once, adding)
         np.testing.assert_allclose(out[:rows, :columns], (1 + adding) * exact, rtol=0, atol=tolerance(dtype, inner))
     assert (out[rows] == 7).all()
     assert (out[:, columns:] == 7).all()
@@ -78,7 +78,7 @@ def test_product(dtype: str, lanes: int, rows: int, inner: int, columns: int) ->
     padded[:, :columns] = right[:, :columns]
     right_panels = np.ascontiguousarray(padded.reshape(inner, -1, 3 * lanes).transpose(1, 0, 2))
     distance = inner * 3 * lanes
-    call("product", dtype, lanes, panels, panels[0].size, right_panels, 3 * lanes, distance, *sizes, 0)
+    call("product", dtype, lanes, panels, panels[0].size, right_panels, 3 * lanes, distance, *sizes, 512, 0)
     np.testing.assert_allclose(out[:rows, :columns], exact, rtol=0, atol=tolerance(dtype, inner))
 
 

@@ -13,7 +13,7 @@ import hashlib
 from typing import Any
 
 from .llvm import NUMBER_BYTES, Emitter, compiled, machine
-from .matrices import routines
+from .matrices import INNER, SUMMED, routines
 from .places import Place
 from .stages import Access, Kernel, Product, RowSum, Stages, Term
 from .tracing import Untraceable
@@ -209,7 +209,7 @@ class _LoopWriter:
             return
         size, together = self.routines.tile_rows * inner, self.routines.tile_columns
         width = self.word["width"]
-        self._call("product", panels, size, right, right_row, together, out, out_row, rows, inner, width, 0)
+        self._call("product", panels, size, right, right_row, together, out, out_row, rows, inner, width, INNER, 0)
 
     def _write_row_sum(self, stage: RowSum) -> None:
         e = self.e
@@ -344,7 +344,8 @@ class _LoopWriter:
             self._call("totals", left, panel, out, rows, columns, adding)
             return
         row, distance = self._right_panels(length)
-        self._call("product", left, panel, right, row, distance, out, length, rows, columns, length, adding)
+        sizes = rows, columns, length, SUMMED
+        self._call("product", left, panel, right, row, distance, out, length, *sizes, adding)
 
     def _right_panels(self, rows: int) -> tuple[int, Any]:
         """Row length of the panels in which so many rows of a step are collected for a right side; their distance."""

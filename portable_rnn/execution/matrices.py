@@ -15,12 +15,14 @@ from typing import Any, NamedTuple
 
 from .llvm import NUMBER_BYTES, Emitter, compiled, machine
 
-__all__ = ["FewColumns", "Routines", "routines", "takes_rows"]
+__all__ = ["INNER", "SUMMED", "FewColumns", "Routines", "routines", "takes_rows"]
 
 _IN_CACHE = 1 << 16  # numbers of a left matrix which are taken for one tile's columns after the other
 _VECTORS = 3  # of a tile
 _FEW = 1.1  # what a product with few columns takes of the time of one whose vectors are full, for each column
-_INNER = 512  # of K that are taken at once: so many rows of the right side stay in the cache
+INNER = 512  # of K that are taken at once: so many rows of the right side stay in the cache
+SUMMED = 64  # of K in a sum over time: what is added one by one loses digits with the number of terms
+_TOTALLED = 32  # the same for sums without a product
 
 
 class Routines:
@@ -114,14 +116,14 @@ def _write_product(module: Any, name: str, dtype: str, lanes: int, height: int) 
 
     Arguments: left, the panels; panel_size, their distance; right (inner, columns) with its row length and the distance
     of two panels (of C columns, if it does not stand as panels); out (rows, columns) with its row length; rows, inner,
-    columns; and whether to add.
+    columns; how many of `inner` are added up before they are added to `out`; and whether to add.
     """
     words = ["left", "panel_size", "right", "right_row", "right_panel", "out", "out_row", "rows", "inner", "columns"]
-    words.append("adding")
+    words += ["at_once", "adding"]
     e = Emitter(module, name, words, dtype, lanes)
     a = e.arguments
-    with e.loop(0, a["inner"], _INNER) as (k, _):
-        inner = e.smaller(_INNER, e.minus(a["inner"], k))
+    with e.loop(0, a["inner"], a["at_once"]) as (k, _):
+        inner = e.smaller(a["at_once"], e.minus(a["inner"], k))
         adding = e.builder.or_(e.less(0, k), e.builder.icmp_signed("!=", a["adding"], e.word(0)))
         left, right = e.address(a["left"], e.times(k, height)), e.address(a["right"], e.times(k, a["right_row"]))
         _write_part(_Part(e, left, right, inner, adding, height))
@@ -370,8 +372,11 @@ def _write_totals(module: Any, name: str, dtype: str, lanes: int, height: int) -
     with e.loop(0, a["rows"], height) as (row, _):
         panel = e.address(a["left"], e.times(b.sdiv(row, e.word(height)), a["panel_size"]))
         zero = e.constant(0, height)
-        with e.loop(0, a["inner"], 1, total=zero) as (k, at):
-            at.total = b.fadd(at.total, e.load(e.address(panel, e.times(k, height)), lanes=height))
+        with e.loop(0, a["inner"], _TOTALLED, total=zero) as (first, at):
+            last = e.smaller(e.plus(first, _TOTALLED), a["inner"])
+            with e.loop(first, last, 1, total=zero) as (k, part):
+                part.total = b.fadd(part.total, e.load(e.address(panel, e.times(k, height)), lanes=height))
+            at.total = b.fadd(at.total, part.total)
         for i in range(height):
             with e.when(e.less(e.plus(row, i), a["rows"])):
                 place = e.address(a["out"], e.plus(row, i))
