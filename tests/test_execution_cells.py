@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -199,6 +202,30 @@ def test_a_given_input_may_have_any_layout() -> None:
     expected = execution.scan(xp, step, (h,), (x.copy(),), (w,))
     got = execution.scan(xp, step, (h,), (x,), (w,), recorded=True, donate=True)
     check(got, (expected[0], tuple(np.stack(column) for column in expected[1])))
+
+
+@pytest.mark.parametrize("name", ["rnn-tanh", "lstm-everything", "gru", "layer-norm-lstm"])
+def test_torch_calls_of_every_mode_may_follow_each_other(name: str, fresh: None) -> None:
+    torch = pytest.importorskip("torch")
+    case = CELLS[name].hard_case(name)
+    expected = run(case)
+    modes = {"train": contextlib.nullcontext, "no_grad": torch.no_grad, "inference": torch.inference_mode}
+
+    def tensors(tree: Any) -> Any:
+        return mapped(lambda a: torch.asarray(a.copy()), tree)
+
+    def call(mode: str) -> Any:
+        with modes[mode]():
+            inputs = {key: tree if key == "lengths" else tensors(tree) for key, tree in case.inputs.items()}
+            y, final, pullback = case.layer.vjp(**inputs)
+            return mapped(torch.Tensor.numpy, (y, final, *pullback(**tensors(case.cotangents))))
+
+    for order in itertools.permutations(modes):
+        loops._program.cache_clear()  # the first call makes what is used again
+        for mode in (*order, *order):
+            check(call(mode), expected, 1e-12)
+        with ThreadPoolExecutor(1) as pool:  # torch's modes are a thread's own
+            check(pool.submit(call, "train").result(), expected, 1e-12)
 
 
 # ---------------------------------------------------------------------- autograd sees every operation

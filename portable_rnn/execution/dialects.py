@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from .tracing import POINTWISE, Value
@@ -61,6 +62,11 @@ class NumpyDialect(_Dialect):
         """The steps of a stack."""
         return array[::-1] if reverse else array  # type: ignore[no-any-return]
 
+    @staticmethod
+    def lasting() -> AbstractContextManager[Any]:
+        """Inside, arrays are made that calls of any kind may write to."""
+        return nullcontext()
+
 
 class TorchDialect(_Dialect):
     """torch's functions with ``out=``; they take no part in autograd."""
@@ -85,6 +91,14 @@ class TorchDialect(_Dialect):
         """The steps of a stack."""
         steps = array.unbind(0)
         return steps[::-1] if reverse else steps  # type: ignore[no-any-return]
+
+    @staticmethod
+    def lasting() -> AbstractContextManager[Any]:
+        """Inside, arrays are made that calls of any kind may write to."""
+        import torch
+
+        inference_mode: AbstractContextManager[Any] = torch.inference_mode(False)
+        return inference_mode
 
 
 @functools.lru_cache(maxsize=2)

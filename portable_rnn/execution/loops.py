@@ -52,8 +52,9 @@ class Program:
         try:
             work, numbers = self.idle.pop()
         except IndexError:
-            work = [empty(*each) for each in plan.work]
-            numbers = [xp.asarray(number, dtype=like.dtype, device=like.device) for number in plan.numbers]
+            with self.dialect.lasting():  # torch: what is made in inference mode can't be written to outside of it
+                work = [empty(*each) for each in plan.work]
+                numbers = [xp.asarray(number, dtype=like.dtype, device=like.device) for number in plan.numbers]
         whole, after = [], []
         for stack in plan.stacks:
             if stack.carry is not None:
