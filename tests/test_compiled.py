@@ -27,7 +27,7 @@ from trees import flat, mapped, relative_error
 
 import portable_rnn as prnn
 from portable_rnn import execution
-from portable_rnn.execution import llvm, machine_loops, reuse, workers
+from portable_rnn.execution import llvm, machine_loops, reuse, thread_pool
 from portable_rnn.execution.words import Form
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("llvmlite") is None, reason="llvmlite is not installed")
@@ -46,7 +46,7 @@ def turn_on(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., list[bool
 
     def on(by: str | None = None) -> list[bool]:
         monkeypatch.setenv("PORTABLE_RNN_COMPILE", "1")
-        llvm.has_llvm.cache_clear()
+        llvm._is_installed.cache_clear()
         monkeypatch.setattr(execution, "compiled_scan", noted)
         machine_loops.programs.cache_clear()
         monkeypatch.setattr(machine_loops, "_FEWEST", 1)
@@ -55,7 +55,7 @@ def turn_on(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., list[bool
         return ran
 
     yield on
-    llvm.has_llvm.cache_clear()
+    llvm._is_installed.cache_clear()
     machine_loops.programs.cache_clear()
 
 
@@ -264,10 +264,10 @@ def test_it_is_turned_on_and_off_by_the_environment(monkeypatch: pytest.MonkeyPa
     try:
         for value, found, loaded in (("", True, False), ("1", True, True), ("0", False, False)):
             monkeypatch.setenv("PORTABLE_RNN_COMPILE", value)
-            llvm.has_llvm.cache_clear()
+            llvm._is_installed.cache_clear()
             assert (llvm.has_llvm(), llvm.is_loaded()) == (found, loaded)
     finally:
-        llvm.has_llvm.cache_clear()
+        llvm._is_installed.cache_clear()
 
 
 @pytest.mark.parametrize("loaded", [True, False])
@@ -333,16 +333,16 @@ def test_several_threads_at_once(by: str, turn_on: Any) -> None:
 def test_threads_that_fell_asleep(by: str, turn_on: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Between loops each sleeps, or looks for work, or is about to sleep."""
     turn_on(by)
-    monkeypatch.setattr(workers, "_TURNS", 20)
+    monkeypatch.setattr(thread_pool, "_POLLS_BEFORE_BLOCKING", 1280)
     case = cases.make_case(prnn.LSTM(2, 3), (7, 9, 2))
     expected = run(case)
     states = set()
     for k in range(100):
         time.sleep((k % 10) * 5e-5)
-        states |= set(workers._workers.states[:2].tolist())
+        states |= set(thread_pool.current().states.tolist())
         assert relative_error(run(case), expected) < 1e-14
-    assert workers._workers.count == 2
-    assert workers._ASLEEP in states
+    assert thread_pool.current().count == 2
+    assert thread_pool.BLOCKED in states
 
 
 def test_a_process_may_end_right_after_a_loop() -> None:
@@ -351,8 +351,8 @@ def test_a_process_may_end_right_after_a_loop() -> None:
         "layer = prnn.LSTM(32, 64)\n"
         "y, _, pullback = layer.vjp(layer.init(0), np.ones((64, 40, 32), dtype='float32'))\n"
         "pullback(y)\n"
-        "from portable_rnn.execution import workers\n"
-        "print(workers._workers.count == min(workers.threads(), 4) - 1)\n"
+        "from portable_rnn.execution import thread_pool\n"
+        "print(thread_pool.current().count == min(thread_pool.thread_count(), 4) - 1)\n"
     )
     environment = os.environ | {"PORTABLE_RNN_COMPILE": "1"}
     done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=60)

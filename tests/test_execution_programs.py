@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from step_programs import Program, programs
 from trees import flat, mapped
 
-from portable_rnn.execution import loops, machine_loops, nests, tracing, workers, workspace
+from portable_rnn.execution import loops, machine_loops, nests, thread_pool, tracing, workspace
 
 
 def plain(program: Program) -> Any:
@@ -89,9 +89,9 @@ def share(by: str, patch: pytest.MonkeyPatch) -> None:
     rows, vectors = by.startswith("rows"), by.endswith("vectors")
     patch.setattr(machine_loops, "vector_lanes", lambda dtype, batch: 4 if rows else 2)
     patch.setattr(machine_loops, "takes_rows", lambda dtype, columns: vectors and columns > 1)
-    for module in (machine_loops, workers):
-        patch.setattr(module, "threads", lambda: 1 if by == "one thread" else 3)
-    patch.setattr(workers, "_workers", workers._Workers())
+    for module in (machine_loops, thread_pool):
+        patch.setattr(module, "thread_count", lambda: 1 if by == "one thread" else 3)
+    patch.setattr(thread_pool, "_pool", thread_pool.ThreadPool())
     patch.setattr(machine_loops, "_WORTH_A_THREAD", 0)
     patch.setattr(machine_loops, "_LINE", 16)
     patch.setattr(machine_loops, "_WORTH_WAITING", 0 if rows else 1 << 60)

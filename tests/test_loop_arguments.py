@@ -106,7 +106,7 @@ def test_the_address_of_an_array() -> None:
 @pytest.mark.parametrize("compile_loops", ["0", "1"])
 def test_arrays_that_stand_anywhere_give_the_same(compile_loops: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PORTABLE_RNN_COMPILE", compile_loops)
-    llvm.has_llvm.cache_clear()
+    llvm._is_installed.cache_clear()
     monkeypatch.setattr(machine_loops, "_FEWEST", 1)
 
     def misaligned(a: Any) -> Any:
@@ -134,7 +134,7 @@ def test_arrays_that_stand_anywhere_give_the_same(compile_loops: str, monkeypatc
     expected = run(np.copy)
     for layout in (misaligned, np.asfortranarray, read_only, backwards, np.copy):
         assert relative_error(run(layout), expected) < 1e-14, layout
-    llvm.has_llvm.cache_clear()
+    llvm._is_installed.cache_clear()
 
 
 def test_a_scan_may_have_no_first_input(backend: Any) -> None:

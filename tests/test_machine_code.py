@@ -42,7 +42,7 @@ def address(array: np.ndarray) -> int:
 def call(kind: str, dtype: str, lanes: int, *words: Any) -> None:
     routines = matrices.routines(dtype, lanes)
     arrays = [address(word) if isinstance(word, np.ndarray) else int(word) for word in words]
-    routines.functions[routines.names[kind]](*arrays)
+    routines.library.functions[routines.names[kind]](*arrays)
 
 
 def as_panels(matrix: np.ndarray, lanes: int) -> np.ndarray:
@@ -118,7 +118,7 @@ def test_product_with_few_columns(dtype: str, lanes: int, rows: int, inner: int,
     padded[:rows] = left
     np.testing.assert_array_equal(panels, padded.reshape(-1, length, inner).transpose(0, 2, 1))
     out = np.full((rows + 1, columns), 7, dtype)
-    few.function(address(panels), address(right), columns + 3, address(out), rows, inner)
+    few.library.functions[few.name](address(panels), address(right), columns + 3, address(out), rows, inner)
     exact = left.astype("float64") @ right[:, :columns].astype("float64")
     np.testing.assert_allclose(out[:rows], exact, rtol=0, atol=tolerance(dtype, inner))
     assert (out[rows] == 7).all()
@@ -158,7 +158,7 @@ def tanh(x: np.ndarray) -> np.ndarray:
     e.finish()
     padded = np.concatenate([x, np.zeros(-len(x) % lanes, x.dtype)])
     out = np.empty_like(padded)
-    llvm.compiled(str(module))[name](address(padded), address(out), len(padded))
+    llvm.Library(str(module)).functions[name](address(padded), address(out), len(padded))
     return out[: len(x)]
 
 

@@ -12,7 +12,7 @@ import functools
 import hashlib
 from typing import Any
 
-from .llvm import NUMBER_BYTES, Emitter, compiled, machine
+from .llvm import NUMBER_BYTES, Emitter, Library, machine
 from .matrices import INNER, SUMMED, routines
 from .places import Place
 from .stages import Access, Kernel, Product, RowSum, Stages, Term
@@ -23,8 +23,8 @@ from .words import Form, collected, matrices_of, panels_of, words_of
 __all__ = ["compiled_loop", "vector_lanes"]
 
 
-def compiled_loop(stages: Stages, form: Form) -> tuple[str, Any, list[str]]:
-    """Compile the loop of `stages`: a name for what it does, the function, and what it takes, words for each thread.
+def compiled_loop(stages: Stages, form: Form) -> tuple[str, Library, list[str]]:
+    """Compile the loop of `stages`: its name, of what it does, the library with it, and the words it takes of a thread.
 
     The words are those of `words.words_of`, in their order.
 
@@ -43,10 +43,10 @@ def vector_lanes(dtype: str, batch: int) -> int:
 
 
 @functools.lru_cache(maxsize=256)
-def _function(source: str) -> tuple[str, Any]:
-    """The loop of a module, and its name, which stands for its text."""
+def _library(source: str, uses: tuple[Library, ...]) -> tuple[str, Library]:
+    """The library of a module with one loop, and the loop's name, which stands for its text."""
     name = f"loop_{hashlib.sha256(source.encode()).hexdigest()[:24]}"
-    return name, compiled(source.replace("loop_of_stages", name))[name]
+    return name, Library(source.replace("loop_of_stages", name), uses)
 
 
 class _LoopWriter:
@@ -63,7 +63,7 @@ class _LoopWriter:
         self.word: dict[str, Any] = {}
         self.memory: dict[str, tuple[Any, Any]] = {}  # at this step: address, row length
 
-    def write(self) -> tuple[str, Any, list[str]]:
+    def write(self) -> tuple[str, Library, list[str]]:
         e = self.e
         words = e.arguments["words"]
         self.word = {name: e.load_word(e.address(words, k, 8)) for k, name in enumerate(self.words)}
@@ -72,7 +72,8 @@ class _LoopWriter:
             self._lay_weights_out()
             self._write_steps(carried)
         e.finish()
-        return (*_function(str(e.module)), self.words)
+        uses = (self.routines.library, *((self.few.library,) if self.few else ()))
+        return (*_library(str(e.module), uses), self.words)
 
     def _lay_weights_out(self) -> None:
         """The left sides of the products as panels, of which each thread writes some."""

@@ -7,6 +7,8 @@ from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
+import numpy as np
+
 from .tracing import POINTWISE, Value
 
 __all__ = ["NumpyDialect", "TorchDialect", "dialect"]
@@ -36,9 +38,7 @@ class NumpyDialect(_Dialect):
     """NumPy's functions with their output as the last argument: the cheapest way to call them."""
 
     def __init__(self) -> None:
-        import numpy as np
-
-        self.names = {op: getattr(np, op) for op in POINTWISE if hasattr(np, op)}
+        self.names = {op: getattr(np, op) for op in POINTWISE if op != "float"}
         self.names |= {name: getattr(np, name) for name in ("copyto", "concat", "broadcast_to", "matmul", "sum")}
         self.names |= {"add_reduce": np.add.reduce, "float": np.multiply}
 

@@ -1,6 +1,6 @@
 """Machine code at run time through llvmlite (extra ``[fast]``): vector code is written as such, not hoped for.
 
-`Emitter` writes LLVM's intermediate representation; `compiled` makes it functions of this processor.
+`Emitter` writes LLVM's intermediate representation; a `Library` is what it becomes on this processor.
 """
 
 from __future__ import annotations
@@ -8,20 +8,25 @@ from __future__ import annotations
 import ctypes
 import functools
 import importlib.util
+import itertools
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
-__all__ = ["NUMBER_BYTES", "Emitter", "Machine", "compiled", "entry_of", "has_llvm", "is_loaded", "machine"]
+__all__ = ["NUMBER_BYTES", "Emitter", "Library", "Machine", "has_llvm", "is_loaded", "machine"]
+
+
+def has_llvm() -> bool:
+    """Whether llvmlite is installed and not turned off by ``PORTABLE_RNN_COMPILE=0``."""
+    return sys.meta_path is not None and _is_installed()  # at the end of an interpreter nothing can be imported
 
 
 @functools.lru_cache(maxsize=1)
-def has_llvm() -> bool:
-    """Whether llvmlite is installed and not turned off by ``PORTABLE_RNN_COMPILE=0``."""
+def _is_installed() -> bool:
     if os.environ.get("PORTABLE_RNN_COMPILE") == "0":
         return False
     return "llvmlite" in sys.modules or importlib.util.find_spec("llvmlite") is not None
@@ -65,48 +70,69 @@ def machine() -> Machine:
     return Machine(16, 4 if x86 else 8, x86)
 
 
-@functools.lru_cache(maxsize=1)
-def _target() -> Any:
+def _new_compiler() -> Any:
     import llvmlite.binding as llvm
 
     llvm.initialize_native_target()
     llvm.initialize_native_asmprinter()
-    target = llvm.Target.from_default_triple()
-    return target.create_target_machine(
+    target = llvm.Target.from_default_triple().create_target_machine(
         cpu=llvm.get_host_cpu_name(), features=llvm.get_host_cpu_features().flatten(), opt=2, jit=True
     )
+    return llvm.create_lljit_compiler(target)
+
+
+_compiler = functools.lru_cache(maxsize=1)(_new_compiler)
+_numbers = itertools.count()  # of the libraries: a name is never used again
 
 
 NUMBER_BYTES = {"float32": 4, "float64": 8}
 _TINY_AS_ZERO = 0x8040  # of mxcsr: as results (15) and as operands (6)
 _TURNS = 1 << 12  # of waiting, after which another thread may have the processor
 
-_engines: list[Any] = []  # the code lives as long as they do
 
+class Library:
+    """The functions of a module as machine code, which is freed with the last reference to any of them.
 
-def compiled(source: str) -> dict[str, Any]:
-    """The functions of a module, by name: callables of as many machine words as they take, which release the GIL."""
-    import llvmlite.binding as llvm
+    Attributes
+    ----------
+    functions : dict of str to callable
+        They take as many machine words as the function has arguments, and release the GIL.
+    addresses : dict of str to int
+        Where each starts.
+    """
 
-    target = _target()
-    module = llvm.parse_assembly(source)
-    # No optimisation of the module: it is written as it should be, and that would take longer than all the rest.
-    engine = llvm.create_mcjit_compiler(module, target)
-    engine.finalize_object()
-    _engines.append(engine)
-    found = {}
-    for function in module.functions:
-        if not function.is_declaration:
-            words = [ctypes.c_int64] * len(list(function.arguments))
-            address = engine.get_function_address(function.name)
-            llvm.add_symbol(function.name, address)  # other modules may call it
-            found[function.name] = ctypes.CFUNCTYPE(None, *words)(address)
-    return found
+    def __init__(self, source: str, uses: Sequence[Library] = (), *, forever: bool = False) -> None:
+        """Compile a module.
 
+        Parameters
+        ----------
+        source : str
+        uses : sequence of Library
+            Whose functions it calls by name.
+        forever : bool
+            It is never freed: a thread may run it when this interpreter ends.
+        """
+        import llvmlite.binding as llvm
 
-def entry_of(function: Any) -> int:
-    """The address at which a compiled function starts."""
-    return int(ctypes.cast(function, ctypes.c_void_p).value or 0)
+        compiler = _new_compiler() if forever else _compiler()
+        # No optimisation of the module: it is written as it should be, and that would take longer than all the rest.
+        defined = [function for function in llvm.parse_assembly(source).functions if not function.is_declaration]
+        counts = {function.name: len(list(function.arguments)) for function in defined}
+        builder = llvm.JITLibraryBuilder().add_ir(source).add_current_process()
+        for name, address in ((name, address) for used in uses for name, address in used.addresses.items()):
+            builder.import_symbol(name, address)
+        for name in counts:
+            builder.export_symbol(name)
+        code = builder.link(compiler, f"portable_rnn_{next(_numbers)}")
+        if forever:
+            code.detach()
+            compiler.detach()
+        self.addresses: dict[str, int] = {name: int(code[name]) for name in counts}
+        self.functions: dict[str, Any] = {}
+        for name, count in counts.items():
+            function = ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * count)(self.addresses[name])
+            function.keeps = (code, *uses)  # type: ignore[attr-defined]
+            self.functions[name] = function
 
 
 class Emitter:
@@ -265,10 +291,10 @@ class Emitter:
         function = self.declared(name, self.ir.VoidType(), [self.word] * len(words))
         self.builder.call(function, [self.integer(word) for word in words])
 
-    def call_at(self, address: Any, *words: Any) -> None:
-        """A function, which stands at an address."""
-        kind = self.ir.FunctionType(self.ir.VoidType(), [self.word] * len(words))
-        self.builder.call(_function_at(self.ir, self._at(address), kind), [self.integer(word) for word in words])
+    def call_at(self, address: Any, *words: Any) -> Any:
+        """The word that a function at an address returns; of one that returns nothing it means nothing."""
+        kind = self.ir.FunctionType(self.word, [self.word] * len(words))
+        return self.builder.call(_function_at(self.ir, self._at(address), kind), [self.integer(word) for word in words])
 
     # ------------------------------------------------------------------ memory
 

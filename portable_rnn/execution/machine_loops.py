@@ -19,9 +19,9 @@ from .matrices import routines, takes_rows
 from .nests import expression
 from .recording import Arguments, Programs, hoisting, outputs_over_time, recorded
 from .stages import RowSum
+from .thread_pool import several, thread_count
 from .tracing import Graph, Untraceable
 from .words import Form, collected, matrices_of, panels_of
-from .workers import several, threads
 from .workspace import CARRY, SHARED, XS, Read, Workspace, address_of
 
 __all__ = ["CompiledProgram", "Memory", "compiled_scan", "programs"]
@@ -67,7 +67,7 @@ class CompiledProgram:
         lanes = vector_lanes(dtype, self.batch)
         sums_rows = any(isinstance(stage, RowSum) for stage in stages.stages)
         few = self.batch < 2 * lanes and self.multiplications >= _WORTH_WAITING and not sums_rows
-        self.by_rows = few and threads() > 1
+        self.by_rows = few and thread_count() > 1
         self.routines = routines(dtype, lanes)
         shapes = {name: value.shape for name, value in inputs.items()}
         self.own_sums = not self.by_rows and self.sum_ends[-1] <= _OWN_SUMS
@@ -75,7 +75,7 @@ class CompiledProgram:
         whole = self.by_rows or self.batch <= self.lanes  # every thread takes all columns
         self.few = self.batch if whole and takes_rows(dtype, self.batch) else 0
         form = Form(shapes, booleans, dtype, lanes, self.batch == 1, self.by_rows, self.few, self.own_sums)
-        self.name, self.function, words = compiled_loop(stages, form)
+        self.name, self.library, words = compiled_loop(stages, form)
         self.index = {name: k for k, name in enumerate(words)}
         self.reads = self._find_reads(inputs, booleans, self.constants)
         forms = self.stack_forms(0)
@@ -166,7 +166,7 @@ class CompiledProgram:
         self, carry: list[Any], xs: list[Any], shared: list[Any], memory: Memory, *, reverse: bool
     ) -> dict[int, Any]:
         """Run the loop over NumPy arrays. Returns the carries of `end_forms`."""
-        most = threads() if self.multiplications * xs[0].shape[0] >= _WORTH_A_THREAD else 1
+        most = thread_count() if self.multiplications * xs[0].shape[0] >= _WORTH_A_THREAD else 1
         if most == 1:
             return self._compute(1, carry, xs, shared, memory, reverse)
         with several(most) as count:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import functools
 from typing import Any, NamedTuple
 
-from .llvm import NUMBER_BYTES, Emitter, compiled, machine
+from .llvm import NUMBER_BYTES, Emitter, Library, machine
 
 __all__ = ["INNER", "SUMMED", "FewColumns", "Routines", "routines", "takes_rows"]
 
@@ -55,7 +55,7 @@ class Routines:
         module = ir.Module()
         for kind, write in kinds.items():
             write(module, self.names[kind], dtype, lanes, self.tile_rows)
-        self.functions = compiled(str(module))
+        self.library = Library(str(module))
 
     def few(self, columns: int) -> FewColumns:
         """The product with so many columns, compiled at first use."""
@@ -88,7 +88,7 @@ class FewColumns:
         self.name = f"few_{columns}_{_name('product', others.dtype, others.lanes, others.tile_rows)}"
         module = ir.Module()
         _write_few_product(module, self.name, others.dtype, others.lanes, others.tile_rows, self)
-        self.function = compiled(str(module))[self.name]
+        self.library = Library(str(module), [others.library])
 
 
 def takes_rows(dtype: str, columns: int) -> bool:

@@ -11,8 +11,7 @@ from typing import Any
 import numpy as np
 
 from . import reuse
-from .llvm import entry_of
-from .workers import at_once
+from .thread_pool import run_in_threads
 
 __all__ = ["CARRY", "SHARED", "XS", "Read", "Workspace", "address_of"]
 
@@ -51,7 +50,8 @@ class Workspace:
 
     def __init__(self, program: Any, shares: list[tuple[int, int]]) -> None:
         self.program, self.shares, batch = program, shares, program.batch
-        self.function, self.entry = program.function, entry_of(program.function)
+        self.function = program.library.functions[program.name]
+        self.entry = program.library.addresses[program.name]
         self.strides: list[tuple[int, ...]] = []
         steps = [stop - start if program.own_sums else batch for start, stop in shares]  # columns of one
         capacities = [max(_COLLECTED // width, 1) * width for width in steps]
@@ -116,7 +116,7 @@ class Workspace:
         others = self._sums_of_others(sums) if several and self.program.own_sums and sums.size else None
         self.counter[0] = 0
         if several:
-            at_once(self.entry, self.rows)
+            run_in_threads(self.entry, self.rows)
         else:
             self.function(self.first)
         if others is not None:
