@@ -24,7 +24,8 @@ import numpy as np
 
 import portable_rnn as prnn
 from portable_rnn import execution
-from portable_rnn.execution import cuda, loops
+from portable_rnn.execution.cuda import program as cuda
+from portable_rnn.execution.python_loop import program as loops
 
 TARGET = 4
 VIEWS = {"carry", "xs", "shared", "rows", "transpose"}  # no operation of their own

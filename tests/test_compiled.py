@@ -27,8 +27,10 @@ from trees import flat, mapped, relative_error
 
 import portable_rnn as prnn
 from portable_rnn import execution
-from portable_rnn.execution import llvm, machine_loops, reuse, thread_pool
-from portable_rnn.execution.words import Form
+from portable_rnn.execution import memory_pool
+from portable_rnn.execution.machine import compiler, thread_pool
+from portable_rnn.execution.machine import program as machine_loops
+from portable_rnn.execution.machine.arguments import Form
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("llvmlite") is None, reason="llvmlite is not installed")
 
@@ -46,7 +48,7 @@ def turn_on(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., list[bool
 
     def on(by: str | None = None) -> list[bool]:
         monkeypatch.setenv("PORTABLE_RNN_COMPILE", "1")
-        llvm._is_installed.cache_clear()
+        compiler._is_installed.cache_clear()
         monkeypatch.setattr(execution, "compiled_scan", noted)
         machine_loops.programs.cache_clear()
         monkeypatch.setattr(machine_loops, "_FEWEST", 1)
@@ -55,7 +57,7 @@ def turn_on(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., list[bool
         return ran
 
     yield on
-    llvm._is_installed.cache_clear()
+    compiler._is_installed.cache_clear()
     machine_loops.programs.cache_clear()
 
 
@@ -93,7 +95,7 @@ def test_what_memory_held_before_is_not_seen(name: str, by: str, turn_on: Any, m
         memory.view(np.uint8)[...] = 255  # as a number, it is none
         return memory
 
-    monkeypatch.setattr(reuse, "empty", full_of_nan)
+    monkeypatch.setattr(memory_pool, "empty", full_of_nan)
     assert np.isnan(full_of_nan((1,), "float32")).all()
     assert relative_error(run(case), expected) < 1e-11
 
@@ -264,10 +266,10 @@ def test_it_is_turned_on_and_off_by_the_environment(monkeypatch: pytest.MonkeyPa
     try:
         for value, found, loaded in (("", True, False), ("1", True, True), ("0", False, False)):
             monkeypatch.setenv("PORTABLE_RNN_COMPILE", value)
-            llvm._is_installed.cache_clear()
-            assert (llvm.has_llvm(), llvm.is_loaded()) == (found, loaded)
+            compiler._is_installed.cache_clear()
+            assert (compiler.has_llvm(), compiler.is_loaded()) == (found, loaded)
     finally:
-        llvm._is_installed.cache_clear()
+        compiler._is_installed.cache_clear()
 
 
 @pytest.mark.parametrize("loaded", [True, False])
@@ -384,7 +386,7 @@ def test_a_forked_process_starts_threads_of_its_own(turn_on: Any) -> None:
 @pytest.mark.parametrize("by", SHARED_BY)
 def test_what_is_too_small_to_be_normal_is_zero_in_a_loop_and_stays_as_it_is_outside(by: str, turn_on: Any) -> None:
     turn_on(by)
-    if not llvm.machine().has_control_word:
+    if not compiler.machine().has_control_word:
         pytest.skip("this processor is as fast with numbers that are too small to be normal")
     layer = prnn.RNN(1, 5, nonlinearity="relu", bias=False)
     params = {"weight_ih_l0": np.zeros((5, 1), "float32"), "weight_hh_l0": 0.5 * np.eye(5, dtype="float32")}

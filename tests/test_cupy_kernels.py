@@ -26,8 +26,9 @@ import portable_rnn as prnn
 from portable_rnn import execution
 from portable_rnn.bench.cases import Case as BenchCase
 from portable_rnn.bench.cases import Task
-from portable_rnn.execution import cuda, nests, tracing
-from portable_rnn.execution.stages import RowSum
+from portable_rnn.execution.cuda import program as cuda
+from portable_rnn.execution.graph import pytrees, trace
+from portable_rnn.execution.graph.instructions import RowSum
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
@@ -250,8 +251,8 @@ def test_numbers_that_c_cant_write_make_no_kernel() -> None:
         return (xp.minimum(carry[0] + inputs[0], float("inf")),), (carry[0],)
 
     specs = {"carry": [((2, 3), False)], "xs": [((2, 3), False)], "shared": []}
-    structures = dict(zip(specs, (nests.flattened(t, []) for t in ((0,), (0,), None)), strict=True))
-    graph = tracing.trace(step, specs, structures)
+    structures = dict(zip(specs, (pytrees.flattened(t, []) for t in ((0,), (0,), None)), strict=True))
+    graph = trace.trace(step, specs, structures)
     with gpu_launches.numpy_as_cupy(cuda.Calls(np.dot, np.sum, np.ascontiguousarray, lambda *_: None)):
         assert cuda.cuda_program(graph, "float64", donate=False) is None
     assert cuda.cuda_program(graph, "float16", donate=False) is None

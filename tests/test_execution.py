@@ -11,15 +11,16 @@ import pytest
 from test_execution_programs import Written
 
 from portable_rnn import execution
-from portable_rnn.execution import loops, nests, tracing
+from portable_rnn.execution.graph import pytrees, trace
+from portable_rnn.execution.python_loop import program as loops
 
 
-def recorded(function: Any, carry: Any = (3, 4), x: Any = (3, 4), shared: Any = (3, 3)) -> tracing.Graph:
+def recorded(function: Any, carry: Any = (3, 4), x: Any = (3, 4), shared: Any = (3, 3)) -> trace.Graph:
     """The graph of ``function(xp, w, h, x) -> (carry, output)``."""
     specs = {"carry": [(carry, False)], "xs": [(x, False), ((1, x[-1]), True)], "shared": [(shared, False)]}
-    structures = {name: nests.flattened(tuple(leaves), []) for name, leaves in specs.items()}
+    structures = {name: pytrees.flattened(tuple(leaves), []) for name, leaves in specs.items()}
     structures = {"carry": (tuple, 1, (True,)), "xs": (tuple, 2, (True, True)), "shared": (tuple, 1, (True,))}
-    return tracing.trace(Written(lambda xp, s, c, i: one_each(function(xp, s[0], c[0], *i))), specs, structures)
+    return trace.trace(Written(lambda xp, s, c, i: one_each(function(xp, s[0], c[0], *i))), specs, structures)
 
 
 def one_each(found: Any) -> Any:
@@ -174,7 +175,7 @@ REFUSED: dict[str, Callable[..., Any]] = {
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_is_not_known_is_refused(name: str) -> None:
-    with pytest.raises(tracing.Untraceable):
+    with pytest.raises(trace.Untraceable):
         recorded(lambda xp, w, h, x, m: (h, REFUSED[name](xp, w, h, x, m)))
 
 
@@ -189,12 +190,12 @@ def test_what_is_not_known_is_refused(name: str) -> None:
     ],
 )
 def test_a_carry_that_changes_its_form_is_refused(carry: Any) -> None:
-    with pytest.raises(tracing.Untraceable):
+    with pytest.raises(trace.Untraceable):
         recorded(lambda xp, w, h, x, m: (carry(xp, h), h))
 
 
 def test_arrays_without_axes_are_refused() -> None:
-    with pytest.raises(tracing.Untraceable):
+    with pytest.raises(trace.Untraceable):
         recorded(lambda xp, w, h, x, m: (h, h * w), shared=())
 
 

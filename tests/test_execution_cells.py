@@ -20,7 +20,7 @@ from trees import flat, mapped
 
 import portable_rnn as prnn
 from portable_rnn import execution
-from portable_rnn.execution import loops
+from portable_rnn.execution.python_loop import program as loops
 
 CELLS = {**dict.fromkeys(cases.RECURRENT, cases), **dict.fromkeys(test_more_cells.FAMILIES, test_more_cells)}
 

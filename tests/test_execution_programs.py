@@ -15,7 +15,10 @@ from hypothesis import given, settings
 from step_programs import Program, programs
 from trees import flat, mapped
 
-from portable_rnn.execution import loops, machine_loops, nests, thread_pool, tracing, workspace
+from portable_rnn.execution.graph import pytrees, trace
+from portable_rnn.execution.machine import program as machine_loops
+from portable_rnn.execution.machine import thread_pool, workspace
+from portable_rnn.execution.python_loop import program as loops
 
 
 def plain(program: Program) -> Any:
@@ -50,17 +53,17 @@ def planned(program: Program, library: str) -> Any:
     return mapped(np.asarray, found)
 
 
-def recorded(program: Program) -> tracing.Graph:
+def recorded(program: Program) -> trace.Graph:
     """The graph of the program's step."""
     kinds = ("carry", "xs", "shared")
     groups: tuple[list[Any], ...] = ([], [], [])
     trees = (program.carry, program.xs, program.shared)
-    structures = [nests.flattened(tree, leaves) for tree, leaves in zip(trees, groups, strict=True)]
+    structures = [pytrees.flattened(tree, leaves) for tree, leaves in zip(trees, groups, strict=True)]
     specs = {
         kind: [(leaf.shape[kind == "xs" :], leaf.dtype == bool) for leaf in leaves]
         for kind, leaves in zip(kinds, groups, strict=True)
     }
-    return tracing.trace(program.step, specs, dict(zip(kinds, structures, strict=True)))
+    return trace.trace(program.step, specs, dict(zip(kinds, structures, strict=True)))
 
 
 def compiled(program: Program) -> Any:
@@ -69,7 +72,7 @@ def compiled(program: Program) -> Any:
         return None
     try:
         loop = machine_loops.CompiledProgram(recorded(program), "float64")
-    except tracing.Untraceable:
+    except trace.Untraceable:
         return None
     arrays = mapped(np.copy, (program.carry, program.xs, program.shared))
     carry, outputs, _ = loop.run(xp, *map(list, arrays), reverse=program.reverse)

@@ -3,10 +3,10 @@
 The default of each is plain Python, so a library nobody registered runs too. A per-library path stays only where
 `benchmarks/` shows what it buys.
 
-How `scan` runs a step: `tracing` records it as a graph; `planning` decides where each result is written and writes the
-loop, `dialects` says how a library's calls are written. Or `kernels` cuts the graph into products and kernels, which
-`cuda` (CuPy) launches one by one, and `compiled` makes one function of, products and all. `loops` and `machine_loops`
-keep the programs and run them, in memory from `reuse`; `xla` has JAX run them. `layout` is what stands between loops.
+How `scan` runs a step: `graph` records it as a graph of operations. `python_loop` runs those as calls of NumPy or torch
+that write into planned memory. Or the graph is cut into products and kernels, which `cuda` launches one by one (CuPy),
+and of which `machine` compiles one function, products and all; JAX calls that from XLA. Large arrays come from
+`memory_pool`; `layout` is how arrays over time stand in memory.
 """
 
 from __future__ import annotations
@@ -21,16 +21,20 @@ from typing import Any, TypeVar
 import numpy as np
 
 from ..arrays import Array, Params, leaves, library_name
+from . import memory_pool
+from .graph.trace import Recorder
 from .layout import Collected, in_order, in_segments, product, side_by_side, stacked
-from .llvm import has_llvm, is_loaded
-from .loops import planned_scan
-from .machine_loops import compiled_scan
-from .tracing import Recorder
-from .xla import machine_scan, worth_a_call
+from .machine.compiler import has_llvm, is_loaded
+from .machine.program import compiled_scan
+from .machine.program import forget as forget_machine_programs
+from .machine.xla_call import machine_scan, worth_a_call
+from .python_loop.program import forget as forget_planned_programs
+from .python_loop.program import planned_scan
 
 __all__ = [
     "Collected",
     "compiles",
+    "forget",
     "forward_only",
     "fuse",
     "in_order",
@@ -234,6 +238,16 @@ def _jax_scan(step: Any, carry: Any, xs: Any, reverse: bool) -> tuple[Any, Any]:
 
     final, stacks = jax.lax.scan(distinct, carry, xs, reverse=reverse)
     return final, jax.tree.unflatten(structure, [stacks[k] for k in places])
+
+
+def forget() -> None:
+    """Drop all programs that were made of steps, and give back the memory that no array is in.
+
+    Programs are kept for the most recent steps and forms of their arguments; a call that finds none makes it again.
+    """
+    forget_planned_programs()
+    forget_machine_programs()
+    memory_pool.forget()
 
 
 _forward_only: ContextVar[bool] = ContextVar("forward_only", default=False)

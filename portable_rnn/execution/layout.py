@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from ..arrays import Array, library_name
-from . import reuse
+from . import memory_pool
 
 __all__ = ["Collected", "in_order", "in_segments", "product", "side_by_side", "stacked"]
 
@@ -20,7 +20,7 @@ def in_order(xp: Any, x: Array) -> Array:
     if library_name(xp) != "numpy" or x[0].flags.c_contiguous:
         return x
     steps, features, batch = x.shape
-    out = reuse.empty(x.shape, x.dtype)
+    out = memory_pool.empty(x.shape, x.dtype)
     if batch < 64:
         out[...] = x
         return out
@@ -59,7 +59,7 @@ class Collected:
             self.blocks.append((start, block))
             return
         if self.whole is None:
-            self.whole = reuse.empty((self.steps, *block.shape[1:]), block.dtype)
+            self.whole = memory_pool.empty((self.steps, *block.shape[1:]), block.dtype)
         self.whole[start : start + block.shape[0]] = block
 
     def result(self) -> Array:
@@ -75,7 +75,7 @@ def side_by_side(xp: Any, a: Array) -> Array:
     if library_name(xp) != "numpy":
         return a
     steps, rows, batch = a.shape
-    columns = reuse.empty((rows, steps, batch), a.dtype)
+    columns = memory_pool.empty((rows, steps, batch), a.dtype)
     columns[...] = xp.permute_dims(a, (1, 0, 2))
     return xp.permute_dims(columns, (1, 0, 2))
 
@@ -85,7 +85,7 @@ def product(xp: Any, left: Array, right: Array) -> Array:
     if library_name(xp) != "numpy":
         return xp.matmul(left, right)
     shape = (*right.shape[:-2], left.shape[-2], right.shape[-1])
-    return np.matmul(left, right, out=reuse.empty(shape, right.dtype))
+    return np.matmul(left, right, out=memory_pool.empty(shape, right.dtype))
 
 
 def stacked(xp: Any, column: Any) -> Array:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from .tracing import POINTWISE, Value
+from ..graph.trace import POINTWISE, Value
 
 __all__ = ["NumpyDialect", "TorchDialect", "dialect"]
 

@@ -7,15 +7,15 @@ from typing import Any
 
 import numpy as np
 
-from . import reuse
-from .cuda import CudaProgram, cuda_program
-from .dialects import dialect
-from .nests import expression, rebuilt
-from .planning import Plan, make_plan
-from .recording import Arguments, outputs_over_time, recorded
-from .tracing import Graph, Untraceable
+from .. import memory_pool
+from ..cuda.program import CudaProgram, cuda_program
+from ..graph.arguments import Arguments, outputs_over_time, recorded
+from ..graph.pytrees import expression, rebuilt
+from ..graph.trace import Graph, Untraceable
+from .calls import dialect
+from .plan import Plan, make_plan
 
-__all__ = ["planned_scan"]
+__all__ = ["forget", "planned_scan"]
 
 
 class Program:
@@ -46,7 +46,7 @@ class Program:
         def empty(shape: tuple[int, ...], boolean: bool) -> Any:
             dtype = xp.bool if boolean else like.dtype
             if isinstance(like, np.ndarray):
-                return reuse.empty(shape, dtype)
+                return memory_pool.empty(shape, dtype)
             return xp.empty(shape, dtype=dtype, device=like.device)
 
         try:
@@ -90,6 +90,11 @@ def _program(
     if library == "cupy":
         return cuda_program(graph, forms[0][0][1].name, donate=donate)
     return Program(make_plan(graph, dialect(library), donate=donate), library, graph)
+
+
+def forget() -> None:
+    """Drop all programs, and their workspaces with them."""
+    _program.cache_clear()
 
 
 def planned_scan(

@@ -12,15 +12,16 @@ import functools
 import hashlib
 from typing import Any
 
-from .llvm import NUMBER_BYTES, Emitter, Library, machine
-from .matrices import INNER, SUMMED, routines
-from .places import Place
-from .stages import Access, Kernel, Product, RowSum, Stages, Term
-from .tracing import Untraceable
-from .vector_math import apply
-from .words import Form, collected, matrices_of, panels_of, words_of
+from ..graph.buffers import Place
+from ..graph.instructions import Access, Kernel, Product, RowSum, Stages, Term
+from ..graph.trace import Untraceable
+from .arguments import Form, collected, matrices_of, panels_of, words_of
+from .compiler import NUMBER_BYTES, Library, machine
+from .elementwise import apply
+from .emitter import Emitter
+from .gemm import INNER, SUMMED, routines
 
-__all__ = ["compiled_loop", "vector_lanes"]
+__all__ = ["compiled_loop", "forget_loops", "vector_lanes"]
 
 
 def compiled_loop(stages: Stages, form: Form) -> tuple[str, Library, list[str]]:
@@ -47,6 +48,11 @@ def _library(source: str, uses: tuple[Library, ...]) -> tuple[str, Library]:
     """The library of a module with one loop, and the loop's name, which stands for its text."""
     name = f"loop_{hashlib.sha256(source.encode()).hexdigest()[:24]}"
     return name, Library(source.replace("loop_of_stages", name), uses)
+
+
+def forget_loops() -> None:
+    """Drop the compiled loops that are kept for programs to come."""
+    _library.cache_clear()
 
 
 class _LoopWriter:

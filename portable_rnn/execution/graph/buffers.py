@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .tracing import Value
+from .trace import Value
 
 __all__ = ["Place", "Stack", "is_straight", "is_whole", "memory_of", "root_of"]
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from .places import Place, Stack
-from .tracing import Value
+from .buffers import Place, Stack
+from .trace import Value
 
 __all__ = ["Access", "Kernel", "Product", "RowSum", "Stages", "Term", "rows_read", "writes"]
 

@@ -19,10 +19,10 @@ from typing import Any
 import array_api_compat.numpy as numpy_namespace
 import numpy as np
 
-from .llvm import has_llvm
-from .machine_loops import CompiledProgram, Memory, programs
-from .nests import rebuilt
-from .recording import Arguments
+from ..graph.arguments import Arguments
+from ..graph.pytrees import rebuilt
+from .compiler import has_llvm
+from .program import CompiledProgram, Memory, programs
 
 __all__ = ["machine_scan", "worth_a_call"]
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from .llvm import Emitter
+from .emitter import Emitter
 
 __all__ = ["TANH_DENOMINATOR", "TANH_LIMIT", "TANH_NUMERATOR", "apply"]
 

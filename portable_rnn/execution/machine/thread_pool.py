@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from .llvm import Emitter, Library
+from .compiler import Library
+from .emitter import Emitter
 
 if TYPE_CHECKING:
     from llvmlite import ir

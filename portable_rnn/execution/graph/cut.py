@@ -11,9 +11,9 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from .places import Place, Stack, root_of
-from .stages import Access, Kernel, Product, RowSum, Stages, Term, rows_read, writes
-from .tracing import POINTWISE, Graph, Untraceable, Value
+from .buffers import Place, Stack, root_of
+from .instructions import Access, Kernel, Product, RowSum, Stages, Term, rows_read, writes
+from .trace import POINTWISE, Graph, Untraceable, Value
 
 __all__ = ["make_stages"]
 

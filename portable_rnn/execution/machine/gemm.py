@@ -13,7 +13,8 @@ from __future__ import annotations
 import functools
 from typing import Any, NamedTuple
 
-from .llvm import NUMBER_BYTES, Emitter, Library, machine
+from .compiler import NUMBER_BYTES, Library, machine
+from .emitter import Emitter
 
 __all__ = ["INNER", "SUMMED", "FewColumns", "Routines", "routines", "takes_rows"]
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from .places import Place
-from .stages import Kernel, Product, Stages
+from ..graph.buffers import Place
+from ..graph.instructions import Kernel, Product, Stages
 
 __all__ = ["Form", "collected", "matrices_of", "panels_of", "words_of"]
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any, TypeAlias
 
-from .nests import flattened, rebuilt
+from .pytrees import flattened, rebuilt
 
 __all__ = [
     "BOOLEAN",

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from . import reuse
+from .. import memory_pool
 from .thread_pool import run_in_threads
 
 __all__ = ["CARRY", "SHARED", "XS", "Read", "Workspace", "address_of"]
@@ -110,7 +110,7 @@ class Workspace:
         else:
             self.write(self.table, 0, *addresses, steps, reverse)
         if self.memory is None:
-            self.memory = reuse.empty((self.bytes,), np.uint8)
+            self.memory = memory_pool.empty((self.bytes,), np.uint8)
             base = -(-address_of(self.memory) // _LINE) * _LINE
             self.table[:, self.moving] = base + self.offsets
         others = self._sums_of_others(sums) if several and self.program.own_sums and sums.size else None
@@ -127,7 +127,7 @@ class Workspace:
 
     def _sums_of_others(self, sums: Any) -> Any:
         """Memory where all threads but the first add up."""
-        others = reuse.empty((len(self.rows) - 1, sums.size), sums.dtype)
+        others = memory_pool.empty((len(self.rows) - 1, sums.size), sums.dtype)
         starts = address_of(others) + np.arange(len(others))[:, None] * others.strides[0]
         self.table[1:, self.sums] = starts + self.sum_starts
         return others

@@ -6,10 +6,10 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-from .dialects import NumpyDialect, TorchDialect
-from .nests import builder, flattened, reader
-from .places import Stack
-from .tracing import Graph, Untraceable, Value, trace
+from ..python_loop.calls import NumpyDialect, TorchDialect
+from .buffers import Stack
+from .pytrees import builder, flattened, reader
+from .trace import Graph, Untraceable, Value, trace
 
 __all__ = ["Arguments", "Programs", "hoisting", "outputs_over_time", "recorded"]
 

@@ -11,8 +11,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from .places import Place, Stack, is_straight, is_whole, memory_of, root_of
-from .tracing import POINTWISE, Graph, Value
+from ..graph.buffers import Place, Stack, is_straight, is_whole, memory_of, root_of
+from ..graph.trace import POINTWISE, Graph, Value
 
 __all__ = ["Dialect", "Plan", "make_plan"]
 

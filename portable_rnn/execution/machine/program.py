@@ -10,21 +10,21 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..arrays import map_leaves
-from . import reuse
-from .compiled import compiled_loop, vector_lanes
-from .dialects import dialect
-from .kernels import make_stages
-from .matrices import routines, takes_rows
-from .nests import expression
-from .recording import Arguments, Programs, hoisting, outputs_over_time, recorded
-from .stages import RowSum
+from ...arrays import map_leaves
+from .. import memory_pool
+from ..graph.arguments import Arguments, Programs, hoisting, outputs_over_time, recorded
+from ..graph.cut import make_stages
+from ..graph.instructions import RowSum
+from ..graph.pytrees import expression
+from ..graph.trace import Graph, Untraceable
+from ..python_loop.calls import dialect
+from .arguments import Form, collected, matrices_of, panels_of
+from .gemm import routines, takes_rows
+from .loop import compiled_loop, forget_loops, vector_lanes
 from .thread_pool import several, thread_count
-from .tracing import Graph, Untraceable
-from .words import Form, collected, matrices_of, panels_of
 from .workspace import CARRY, SHARED, XS, Read, Workspace, address_of
 
-__all__ = ["CompiledProgram", "Memory", "compiled_scan", "programs"]
+__all__ = ["CompiledProgram", "Memory", "compiled_scan", "forget", "programs"]
 
 _WORTH_A_THREAD = 1 << 21  # multiplications of a loop
 _WORTH_WAITING = 1 << 18  # multiplications of a step, after which threads wait for each other
@@ -146,8 +146,8 @@ class CompiledProgram:
         self, xp: Any, carry: list[Any], xs: list[Any], shared: list[Any], *, reverse: bool
     ) -> tuple[list[Any], Any, Any]:
         """(leaves of the final carry, nest of the outputs, nest of the sums)."""
-        stacks = [reuse.empty(*form) for form in self.stack_forms(xs[0].shape[0])]
-        memory = Memory(stacks, reuse.empty((self.sum_ends[-1],), self.dtype))
+        stacks = [memory_pool.empty(*form) for form in self.stack_forms(xs[0].shape[0])]
+        memory = Memory(stacks, memory_pool.empty((self.sum_ends[-1],), self.dtype))
         ends = self.compute(carry, xs, shared, memory, reverse=reverse)
         return self.results(xp, carry, xs, memory, ends, reverse=reverse)
 
@@ -313,6 +313,12 @@ def programs(xp: Any, library: str, step: Any, summing: bool) -> Programs:
         return TorchProgram(program) if library == "torch" else program
 
     return Programs(make)
+
+
+def forget() -> None:
+    """Drop all programs; machine code that nothing refers to is freed."""
+    programs.cache_clear()
+    forget_loops()
 
 
 def compiled_scan(
