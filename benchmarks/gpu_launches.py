@@ -24,8 +24,8 @@ import numpy as np
 
 import portable_rnn as prnn
 from portable_rnn import execution
+from portable_rnn.execution import programs
 from portable_rnn.execution.cuda import program as cuda
-from portable_rnn.execution.python_loop import program as loops
 
 TARGET = 4
 VIEWS = {"carry", "xs", "shared", "rows", "transpose"}  # no operation of their own
@@ -75,9 +75,9 @@ def numpy_as_cupy(calls: cuda.Calls) -> Iterator[list[tuple[Any, Any]]]:
     with ExitStack() as stack:
         stack.enter_context(mock.patch.object(execution, "_planned_library", return_value="cupy"))
         stack.enter_context(mock.patch.object(cuda, "library_calls", return_value=calls))
-        stack.enter_context(mock.patch.object(loops, "cuda_program", program))
-        stack.callback(loops._program.cache_clear)
-        loops._program.cache_clear()
+        stack.enter_context(mock.patch.object(programs, "cuda_program", program))
+        stack.callback(programs._program.cache_clear)
+        programs._program.cache_clear()
         yield made
 
 
@@ -121,7 +121,7 @@ def count(layer: prnn.Layer, options: dict[str, Any] | None = None) -> dict[str,
         graph, program = made[k]
         if program is None:
             raise RuntimeError(f"{layer} can't be cut into kernels: expected it could")
-        written = sum(value.op not in VIEWS for value in graph.values)
+        written = sum(value.op.value not in VIEWS for value in graph.values)
         found[direction] = Launches(*(counts[1][k] - counts[0][k]).tolist(), written)
     return found
 

@@ -30,7 +30,7 @@ from portable_rnn import execution
 from portable_rnn.execution import memory_pool
 from portable_rnn.execution.machine import compiler, thread_pool
 from portable_rnn.execution.machine import program as machine_loops
-from portable_rnn.execution.machine.arguments import Form
+from portable_rnn.execution.machine.arguments import LoopForm
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("llvmlite") is None, reason="llvmlite is not installed")
 
@@ -174,13 +174,13 @@ def test_batches_and_layers_of_any_size(batch: int, hidden: int, dtype: str, tur
 @pytest.mark.parametrize("by", SHARED_BY)
 def test_layers_wider_than_a_panel(by: str, turn_on: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """The right sides of the sums then stand as several panels, in which a thread's rows may begin anywhere."""
-    forms: list[Form] = []
+    forms: list[LoopForm] = []
 
-    def noted(*options: Any) -> Form:
-        forms.append(Form(*options))
+    def noted(*options: Any) -> LoopForm:
+        forms.append(LoopForm(*options))
         return forms[-1]
 
-    monkeypatch.setattr(machine_loops, "Form", noted)
+    monkeypatch.setattr(machine_loops, "LoopForm", noted)
     case = cases.make_case(prnn.LSTM(9, 29), (7, 9, 9), lengths=[9, 3, 0, 8, 9, 1, 5])
     expected = run(case)
     ran = turn_on(by)
@@ -353,7 +353,7 @@ def test_a_process_may_end_right_after_a_loop() -> None:
         "layer = prnn.LSTM(32, 64)\n"
         "y, _, pullback = layer.vjp(layer.init(0), np.ones((64, 40, 32), dtype='float32'))\n"
         "pullback(y)\n"
-        "from portable_rnn.execution import thread_pool\n"
+        "from portable_rnn.execution.machine import thread_pool\n"
         "print(thread_pool.current().count == min(thread_pool.thread_count(), 4) - 1)\n"
     )
     environment = os.environ | {"PORTABLE_RNN_COMPILE": "1"}

@@ -170,7 +170,7 @@ def test_few_and_many_elements(layer: prnn.Layer, shape: tuple[int, ...], folder
 
 def test_a_sum_over_rows_is_a_call_of_its_own(folder: Path) -> None:
     programs = compare(make_case(prnn.LayerNormLSTM(2, 5), (3, 4, 2)), folder)
-    assert any(isinstance(stage, RowSum) for program in programs for stage in program.stages.stages)
+    assert any(isinstance(made, RowSum) for program in programs for made in program.cut.instructions)
 
 
 def test_forward_alone_and_what_is_given_stays_as_it_is(folder: Path) -> None:
@@ -250,12 +250,12 @@ def test_numbers_that_c_cant_write_make_no_kernel() -> None:
     def step(xp: Any, shared: Any, carry: Any, inputs: Any) -> Any:
         return (xp.minimum(carry[0] + inputs[0], float("inf")),), (carry[0],)
 
-    specs = {"carry": [((2, 3), False)], "xs": [((2, 3), False)], "shared": []}
-    structures = dict(zip(specs, (pytrees.flattened(t, []) for t in ((0,), (0,), None)), strict=True))
+    specs = [[((2, 3), False)], [((2, 3), False)], []]
+    structures = [pytrees.flattened(tree, []) for tree in ((0,), (0,), None)]
     graph = trace.trace(step, specs, structures)
     with gpu_launches.numpy_as_cupy(cuda.Calls(np.dot, np.sum, np.ascontiguousarray, lambda *_: None)):
-        assert cuda.cuda_program(graph, "float64", donate=False) is None
-    assert cuda.cuda_program(graph, "float16", donate=False) is None
+        assert cuda.cuda_program(graph, step, "float64", donate=False) is None
+    assert cuda.cuda_program(graph, step, "float16", donate=False) is None
 
 
 # ---------------------------------------------------------------------- NVRTC

@@ -15,10 +15,10 @@ from hypothesis import given, settings
 from step_programs import Program, programs
 from trees import flat, mapped
 
-from portable_rnn.execution.graph import pytrees, trace
+from portable_rnn.execution import programs as recorded_programs
+from portable_rnn.execution.graph import pytrees, trace, verify
 from portable_rnn.execution.machine import program as machine_loops
 from portable_rnn.execution.machine import thread_pool, workspace
-from portable_rnn.execution.python_loop import program as loops
 
 
 def plain(program: Program) -> Any:
@@ -38,7 +38,7 @@ def planned(program: Program, library: str) -> Any:
         torch = pytest.importorskip("torch")
         array, namespace = (lambda a: torch.asarray(a.copy())), pytest.importorskip("array_api_compat.torch")
     arrays = mapped(array, (program.carry, program.xs, program.shared))
-    found = loops.planned_scan(
+    found = recorded_programs.planned_scan(
         namespace,
         library,
         program.step,
@@ -55,15 +55,16 @@ def planned(program: Program, library: str) -> Any:
 
 def recorded(program: Program) -> trace.Graph:
     """The graph of the program's step."""
-    kinds = ("carry", "xs", "shared")
     groups: tuple[list[Any], ...] = ([], [], [])
     trees = (program.carry, program.xs, program.shared)
     structures = [pytrees.flattened(tree, leaves) for tree, leaves in zip(trees, groups, strict=True)]
-    specs = {
-        kind: [(leaf.shape[kind == "xs" :], leaf.dtype == bool) for leaf in leaves]
-        for kind, leaves in zip(kinds, groups, strict=True)
-    }
-    return trace.trace(program.step, specs, dict(zip(kinds, structures, strict=True)))
+    specs = [
+        [(leaf.shape[over_time:], leaf.dtype == bool) for leaf in leaves]
+        for leaves, over_time in zip(groups, (0, 1, 0), strict=True)
+    ]
+    graph = trace.trace(program.step, specs, structures)
+    verify.verify(graph)
+    return graph
 
 
 def compiled(program: Program) -> Any:
@@ -74,6 +75,7 @@ def compiled(program: Program) -> Any:
         loop = machine_loops.CompiledProgram(recorded(program), "float64")
     except trace.Untraceable:
         return None
+    verify.verify_cut(loop.cut)
     arrays = mapped(np.copy, (program.carry, program.xs, program.shared))
     carry, outputs, _ = loop.run(xp, *map(list, arrays), reverse=program.reverse)
     check(arrays, (program.carry, program.xs, program.shared), 0.0)

@@ -43,7 +43,7 @@ def nest(**changes: Any) -> tuple[Any, Any, Any]:
 
 def reader_of(trees: Any) -> Callable[..., Any]:
     given = Arguments("step", *trees)
-    return pytrees.reader(given.structures, given.forms, (0, 1, 0))
+    return pytrees.reader(given.structures, given.form, (0, 1, 0))
 
 
 def test_a_nest_of_the_same_form_is_taken_apart() -> None:

@@ -28,8 +28,8 @@ from .machine.compiler import has_llvm, is_loaded
 from .machine.program import compiled_scan
 from .machine.program import forget as forget_machine_programs
 from .machine.xla_call import machine_scan, worth_a_call
-from .python_loop.program import forget as forget_planned_programs
-from .python_loop.program import planned_scan
+from .programs import forget as forget_planned_programs
+from .programs import planned_scan
 
 __all__ = [
     "Collected",

@@ -87,6 +87,7 @@ class Library:
 
     Attributes
     ----------
+    source : str
     functions : dict of str to callable
         They take as many machine words as the function has arguments, and release the GIL.
     addresses : dict of str to int
@@ -119,6 +120,7 @@ class Library:
         if forever:
             code.detach()
             compiler.detach()
+        self.source = source
         self.addresses: dict[str, int] = {name: int(code[name]) for name in counts}
         self.functions: dict[str, Any] = {}
         for name, count in counts.items():

@@ -6,11 +6,16 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from .compiler import NUMBER_BYTES, machine
 
-__all__ = ["Emitter"]
+if TYPE_CHECKING:
+    from llvmlite import ir
+
+__all__ = ["Emitter", "Word"]
+
+Word: TypeAlias = "ir.Value | int"  # a number that the code computes, or one that is known when it is written
 
 _TINY_AS_ZERO = 0x8040  # of mxcsr: as results (15) and as operands (6)
 _TURNS = 1 << 12  # of waiting, after which another thread may have the processor
@@ -71,6 +76,10 @@ class Emitter:
 
     def less(self, a: Any, b: Any) -> Any:
         return self.builder.icmp_signed("<", self.integer(a), self.integer(b))
+
+    def is_set(self, a: Word) -> ir.Value:
+        """Whether a word is not 0."""
+        return self.builder.icmp_signed("!=", self.integer(a), self.word(0))
 
     def equal(self, a: Any, b: Any) -> Any:
         return self.builder.icmp_signed("==", self.integer(a), self.integer(b))
