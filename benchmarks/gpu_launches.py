@@ -26,6 +26,7 @@ import portable_rnn as prnn
 from portable_rnn import execution
 from portable_rnn.execution import programs
 from portable_rnn.execution.cuda import program as cuda
+from portable_rnn.execution.libraries import CupyLibrary, Library
 
 TARGET = 4
 VIEWS = {"carry", "xs", "shared", "rows", "transpose"}  # no operation of their own
@@ -63,6 +64,12 @@ class Launches(NamedTuple):
         return self.products + self.kernels + self.sums
 
 
+class _NumpyAsCupy(CupyLibrary):
+    """Loops of kernels; pointwise functions stay NumPy's."""
+
+    fuse = Library.fuse
+
+
 @contextmanager
 def numpy_as_cupy(calls: cuda.Calls) -> Iterator[list[tuple[Any, Any]]]:
     """NumPy's loops run as CuPy's do, with `calls`; gives (graph, program or None) of each step that was recorded."""
@@ -73,7 +80,7 @@ def numpy_as_cupy(calls: cuda.Calls) -> Iterator[list[tuple[Any, Any]]]:
         return made[-1][1]
 
     with ExitStack() as stack:
-        stack.enter_context(mock.patch.object(execution, "_planned_library", return_value="cupy"))
+        stack.enter_context(mock.patch.object(execution, "library_of", return_value=_NumpyAsCupy()))
         stack.enter_context(mock.patch.object(cuda, "library_calls", return_value=calls))
         stack.enter_context(mock.patch.object(programs, "cuda_program", program))
         stack.callback(programs._program.cache_clear)

@@ -28,6 +28,7 @@ from trees import flat, mapped, relative_error
 import portable_rnn as prnn
 from portable_rnn import execution
 from portable_rnn.execution import memory_pool
+from portable_rnn.execution.libraries import on_processor
 from portable_rnn.execution.machine import compiler, thread_pool
 from portable_rnn.execution.machine import program as machine_loops
 from portable_rnn.execution.machine.arguments import LoopForm
@@ -49,7 +50,7 @@ def turn_on(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., list[bool
     def on(by: str | None = None) -> list[bool]:
         monkeypatch.setenv("PORTABLE_RNN_COMPILE", "1")
         compiler._is_installed.cache_clear()
-        monkeypatch.setattr(execution, "compiled_scan", noted)
+        monkeypatch.setattr(on_processor, "compiled_scan", noted)
         machine_loops.programs.cache_clear()
         monkeypatch.setattr(machine_loops, "_FEWEST", 1)
         if by is not None:
@@ -277,7 +278,7 @@ def test_predictions_are_compiled_only_where_the_compiler_is_loaded(
     loaded: bool, turn_on: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ran = turn_on()
-    monkeypatch.setattr(execution, "is_loaded", lambda: loaded)
+    monkeypatch.setattr(on_processor, "is_loaded", lambda: loaded)
     layer = prnn.LSTM(3, 4)
     params, x = layer.init(0), np.ones((2, 5, 3), dtype="float32")
     y, _ = layer.apply(params, x)

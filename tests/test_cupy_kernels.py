@@ -29,6 +29,7 @@ from portable_rnn.bench.cases import Task
 from portable_rnn.execution.cuda import program as cuda
 from portable_rnn.execution.graph import pytrees, trace
 from portable_rnn.execution.graph.instructions import RowSum
+from portable_rnn.execution.libraries import Library
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
@@ -109,7 +110,7 @@ def standing_in(folder: Path) -> Iterator[list[tuple[Any, Any]]]:
 @contextmanager
 def plain_loop() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(execution, "_planned_library", lambda xp: None)
+        patch.setattr(execution, "library_of", lambda xp: Library())
         yield
 
 

@@ -21,6 +21,7 @@ from trees import flat, mapped
 import portable_rnn as prnn
 from portable_rnn import execution
 from portable_rnn.execution import programs as recorded_programs
+from portable_rnn.execution.libraries import Library
 from portable_rnn.execution.python_loop.program import PlannedProgram
 
 CELLS = {**dict.fromkeys(cases.RECURRENT, cases), **dict.fromkeys(test_more_cells.FAMILIES, test_more_cells)}
@@ -62,7 +63,7 @@ def run(case: cases.Case) -> Any:
 def run_plainly(case: cases.Case, monkeypatch: pytest.MonkeyPatch) -> Any:
     """The same by the plain loop."""
     with monkeypatch.context() as patch:
-        patch.setattr(execution, "_planned_library", lambda xp: None)
+        patch.setattr(execution, "library_of", lambda xp: Library())
         return run(case)
 
 

@@ -14,6 +14,7 @@ import portable_rnn as prnn
 from portable_rnn import execution
 from portable_rnn.execution.graph import pytrees, report, trace, verify
 from portable_rnn.execution.graph.operations import Op
+from portable_rnn.execution.libraries import on_processor
 
 
 def nothing_is_known() -> None:
@@ -90,7 +91,7 @@ def test_the_instructions_of_a_compiled_step_can_be_printed(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pytest.importorskip("llvmlite")
-    monkeypatch.setattr(execution, "has_llvm", lambda: True)
+    monkeypatch.setattr(on_processor, "has_llvm", lambda: True)
     monkeypatch.setenv("PORTABLE_RNN_DUMP", "stages")
     case = cases.make_case(prnn.LayerNormLSTM(2, 5), (8, 5, 2), with_masks=False)
     nothing_is_known()

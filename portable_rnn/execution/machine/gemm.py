@@ -11,10 +11,14 @@ Source: Goto and van de Geijn (2008), Anatomy of high-performance matrix multipl
 from __future__ import annotations
 
 import functools
-from typing import Any, NamedTuple
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, NamedTuple
 
 from .compiler import NUMBER_BYTES, Library, machine
-from .emitter import Emitter
+from .emitter import Emitter, Word
+
+if TYPE_CHECKING:
+    from llvmlite import ir
 
 __all__ = ["INNER", "SUMMED", "FewColumns", "Routines", "routines", "takes_rows"]
 
@@ -112,7 +116,7 @@ def _routines(dtype: str, lanes: int, tile_rows: int) -> Routines:
     return Routines(dtype, lanes, tile_rows)
 
 
-def _write_product(module: Any, name: str, dtype: str, lanes: int, height: int) -> None:
+def _write_product(module: ir.Module, name: str, dtype: str, lanes: int, height: int) -> None:
     """``out = left @ right``, or ``out += left @ right``.
 
     Arguments: left, the panels; panel_size, their distance; right (inner, columns) with its row length and the distance
@@ -135,10 +139,10 @@ class _Part(NamedTuple):
     """A product over a part of K, by the routine's own arguments beside what is given."""
 
     e: Emitter
-    left: Any
-    right: Any
-    inner: Any
-    adding: Any
+    left: Word
+    right: Word
+    inner: Word
+    adding: Word
     height: int
 
 
@@ -150,7 +154,7 @@ def _write_part(part: _Part) -> None:
     with e.loop(0, a["rows"], block) as (first, _):
         last = e.smaller(e.plus(first, block), a["rows"])
 
-        def rows_of_tiles(column: Any, vectors: int, mask: Any) -> None:
+        def rows_of_tiles(column: Word, vectors: int, mask: ir.Value | None) -> None:
             with e.loop(first, last, height) as (row, _):
                 _write_tile(part, row, column, vectors, mask)
 
@@ -171,7 +175,7 @@ def _write_part(part: _Part) -> None:
             rows_of_tiles(start, 1, e.mask(e.minus(a["columns"], start)))
 
 
-def _write_tile(part: _Part, row: Any, column: Any, vectors: int, mask: Any) -> None:
+def _write_tile(part: _Part, row: Word, column: Word, vectors: int, mask: ir.Value | None) -> None:
     """A tile of the result: the rows of a panel, as far as there are rows, of so many vectors."""
     e, height = part.e, part.height
     a, b, size = e.arguments, e.builder, e.number_bytes
@@ -205,7 +209,7 @@ def _write_tile(part: _Part, row: Any, column: Any, vectors: int, mask: Any) -> 
             put(i)
 
 
-def _write_column_product(module: Any, name: str, dtype: str, lanes: int, height: int) -> None:
+def _write_column_product(module: ir.Module, name: str, dtype: str, lanes: int, height: int) -> None:
     """``out = left @ right`` for one column. Arguments: left, the panels; right (inner,); out (rows,); rows, inner."""
     e = Emitter(module, name, ["left", "right", "out", "rows", "inner"], dtype, lanes)
     a, at_once = e.arguments, 4  # sums that don't wait for each other
@@ -214,7 +218,7 @@ def _write_column_product(module: Any, name: str, dtype: str, lanes: int, height
         zero = e.constant(0, height)
         most = e.rounded_down(a["inner"], at_once)
 
-        def add(at: Any, k: Any, count: int) -> None:
+        def add(at: SimpleNamespace, k: Word, count: int) -> None:
             for j in range(count):
                 spread = e.spread(e.load_number(e.address(a["right"], e.plus(k, j))), height)
                 left = e.load(e.address(panel, e.times(e.plus(k, j), height)), lanes=height)
@@ -233,7 +237,7 @@ def _write_column_product(module: Any, name: str, dtype: str, lanes: int, height
     e.finish()
 
 
-def _write_few_product(module: Any, name: str, dtype: str, lanes: int, height: int, few: FewColumns) -> None:
+def _write_few_product(module: ir.Module, name: str, dtype: str, lanes: int, height: int, few: FewColumns) -> None:
     """``out = left @ right`` for few columns, known beforehand: vectors are of rows, since columns don't fill one.
 
     Arguments: left, the panels; right (inner, columns) with its row length; out (rows, columns); rows, inner.
@@ -245,7 +249,7 @@ def _write_few_product(module: Any, name: str, dtype: str, lanes: int, height: i
     with e.loop(0, a["rows"], length) as (row, _):
         panel, some = e.address(a["left"], e.times(row, a["inner"])), e.smaller(length, e.minus(a["rows"], row))
         out = e.address(a["out"], e.times(row, columns))
-        sums: dict[tuple[int, int], Any] = {}
+        sums: dict[tuple[int, int], ir.Value] = {}
         count = -(-columns // (_VECTORS * height // vectors))  # of parts, each of as many columns as the registers hold
         for part in range(count):
             own = range(part * columns // count, (part + 1) * columns // count)
@@ -272,21 +276,29 @@ def _write_few_product(module: Any, name: str, dtype: str, lanes: int, height: i
     e.finish()
 
 
-def _put_interleaved(e: Emitter, sums: Any, few: FewColumns, out: Any) -> None:
+def _put_interleaved(e: Emitter, sums: dict[tuple[int, int], ir.Value], few: FewColumns, out: Word) -> None:
     """Columns as vectors to the rows of an output, which are as many as a panel has."""
     for v in range(few.vectors):
         for i, line in enumerate(_interleaved(e, [sums[j, v] for j in range(few.columns)])):
             e.store(line, e.address(out, (v * few.columns + i) * few.lanes))
 
 
-def _put_by_transposing(e: Emitter, sums: Any, few: FewColumns, tile: Any, out: Any, rows: Any, transpose: str) -> None:
+def _put_by_transposing(
+    e: Emitter,
+    sums: dict[tuple[int, int], ir.Value],
+    few: FewColumns,
+    tile: Word,
+    out: Word,
+    rows: Word,
+    transpose: str,
+) -> None:
     """Columns as vectors to so many rows of an output."""
     for (j, v), value in sums.items():
         e.store(value, e.address(tile, j * few.tile_rows + v * few.lanes))
     e.call(transpose, tile, few.tile_rows, out, few.columns, few.columns, rows)
 
 
-def _interleaved(e: Emitter, lines: list[Any]) -> list[Any]:
+def _interleaved(e: Emitter, lines: list[ir.Value]) -> list[ir.Value]:
     """The first numbers of each of the vectors, two or four or so, then the second ones, and so on."""
     index, lanes = e.ir.IntType(32), lines[0].type.count
     halves = [
@@ -299,7 +311,7 @@ def _interleaved(e: Emitter, lines: list[Any]) -> list[Any]:
     return lines
 
 
-def _write_transpose(module: Any, name: str, dtype: str, lanes: int, height: int) -> None:
+def _write_transpose(module: ir.Module, name: str, dtype: str, lanes: int, height: int) -> None:
     """``out[c, r] = x[r, c]``. Arguments: x (rows, columns) with its row length; out with its own; rows, columns.
 
     By squares of `height` rows, whose transpose is three (or two) times a perfect shuffle of their rows.
@@ -307,13 +319,13 @@ def _write_transpose(module: Any, name: str, dtype: str, lanes: int, height: int
     e = Emitter(module, name, ["x", "x_row", "out", "out_row", "rows", "columns"], dtype, lanes)
     a = e.arguments
 
-    def x_at(row: Any, column: Any) -> Any:
+    def x_at(row: Word, column: Word) -> Word:
         return e.address(a["x"], e.plus(e.times(row, a["x_row"]), column))
 
-    def out_at(column: Any, row: Any) -> Any:
+    def out_at(column: Word, row: Word) -> Word:
         return e.address(a["out"], e.plus(e.times(column, a["out_row"]), row))
 
-    def one_by_one(first: Any, last: Any, row: Any, row_end: Any) -> None:
+    def one_by_one(first: Word, last: Word, row: Word, row_end: Word) -> None:
         with e.loop(first, last) as (column, _), e.loop(row, row_end) as (r, _):
             e.store_number(e.load_number(x_at(r, column)), out_at(column, r))
 
@@ -328,7 +340,7 @@ def _write_transpose(module: Any, name: str, dtype: str, lanes: int, height: int
     e.finish()
 
 
-def _write_panels(module: Any, name: str, dtype: str, lanes: int, height: int) -> None:
+def _write_panels(module: ir.Module, name: str, dtype: str, lanes: int, height: int) -> None:
     """A matrix as panels, of `height` rows or of a multiple of that.
 
     Arguments: x, the distance of its rows and of its columns, of which one is 1; out; panel_size; panel_rows; rows,
@@ -362,7 +374,7 @@ def _write_panels(module: Any, name: str, dtype: str, lanes: int, height: int) -
     e.finish()
 
 
-def _write_totals(module: Any, name: str, dtype: str, lanes: int, height: int) -> None:
+def _write_totals(module: ir.Module, name: str, dtype: str, lanes: int, height: int) -> None:
     """``out = sum(left, axis=1)``, or ``out += sum(left, axis=1)``.
 
     Arguments: left, the panels; panel_size; out (rows,); rows, inner; and whether to add.

@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Protocol
 
 import numpy as np
+import numpy.typing as npt
 
 from ...arrays import Array
 from .. import memory_pool
@@ -38,7 +39,7 @@ class Calls(Protocol):
     def each(self, array: Array, reverse: bool) -> Iterable[Array]:
         """The steps of a stack."""
 
-    def empty(self, shape: tuple[int, ...], dtype: object, like: Array) -> Array:
+    def empty(self, shape: tuple[int, ...], dtype: npt.DTypeLike, like: Array) -> Array:
         """New memory, beside an array."""
 
     def lasting(self) -> AbstractContextManager[object]:
@@ -75,7 +76,7 @@ class NumpyCalls:
         return f"copyto({out}, {x})"
 
     @staticmethod
-    def empty(shape: tuple[int, ...], dtype: object, like: Array) -> Array:
+    def empty(shape: tuple[int, ...], dtype: npt.DTypeLike, like: Array) -> Array:
         """New memory, beside an array."""
         return memory_pool.empty(shape, dtype)
 
@@ -115,7 +116,7 @@ class TorchCalls:
         return f"{out}.copy_({x})"
 
     @staticmethod
-    def empty(shape: tuple[int, ...], dtype: object, like: Array) -> Array:
+    def empty(shape: tuple[int, ...], dtype: npt.DTypeLike, like: Array) -> Array:
         """New memory, beside an array."""
         return like.new_empty(shape, dtype=dtype)
 
