@@ -49,17 +49,15 @@ def turn_on(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., list[bool
 
     def on(by: str | None = None) -> list[bool]:
         monkeypatch.setenv("PORTABLE_RNN_COMPILE", "1")
-        compiler._is_installed.cache_clear()
+        execution.forget()
         monkeypatch.setattr(on_processor, "compiled_scan", noted)
-        machine_loops.programs.cache_clear()
         monkeypatch.setattr(machine_loops, "_FEWEST", 1)
         if by is not None:
             share(by, monkeypatch)
         return ran
 
     yield on
-    compiler._is_installed.cache_clear()
-    machine_loops.programs.cache_clear()
+    execution.forget()
 
 
 # ---------------------------------------------------------------------- every cell
@@ -267,10 +265,10 @@ def test_it_is_turned_on_and_off_by_the_environment(monkeypatch: pytest.MonkeyPa
     try:
         for value, found, loaded in (("", True, False), ("1", True, True), ("0", False, False)):
             monkeypatch.setenv("PORTABLE_RNN_COMPILE", value)
-            compiler._is_installed.cache_clear()
+            execution.forget()
             assert (compiler.has_llvm(), compiler.is_loaded()) == (found, loaded)
     finally:
-        compiler._is_installed.cache_clear()
+        execution.forget()
 
 
 @pytest.mark.parametrize("loaded", [True, False])

@@ -164,6 +164,7 @@ def forget() -> None:
     """Drop all programs that were made of steps, and give back the memory that no array is in.
 
     Programs are kept for the most recent steps and forms of their arguments; a call that finds none makes it again.
+    ``PORTABLE_RNN_COMPILE`` is read again.
     """
     forget_planned_programs()
     forget_machine_programs()

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["NUMBER_BYTES", "Library", "Machine", "has_llvm", "is_loaded", "machine"]
+__all__ = ["NUMBER_BYTES", "Library", "Machine", "forget", "has_llvm", "is_loaded", "machine"]
 
 NUMBER_BYTES = {"float32": 4, "float64": 8}
 
@@ -20,6 +20,11 @@ NUMBER_BYTES = {"float32": 4, "float64": 8}
 def has_llvm() -> bool:
     """Whether llvmlite is installed and not turned off by ``PORTABLE_RNN_COMPILE=0``."""
     return sys.meta_path is not None and _is_installed()  # at the end of an interpreter nothing can be imported
+
+
+def forget() -> None:
+    """Look again whether there is a compiler."""
+    _is_installed.cache_clear()
 
 
 @functools.lru_cache(maxsize=1)

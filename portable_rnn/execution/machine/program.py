@@ -25,6 +25,7 @@ from ..graph.pytrees import Known, PyTree, expression
 from ..graph.report import dump, say_fallback, show_cut, show_graph
 from ..graph.trace import Graph, Shape, Step, Untraceable, Value
 from .arguments import Argument, LoopForm, Role, argument_of, collected, is_given, matrices_of
+from .compiler import forget as forget_compiler
 from .gemm import routines, takes_rows
 from .loop import compiled_loop, forget_loops, vector_lanes
 from .thread_pool import several, thread_count
@@ -349,9 +350,10 @@ def programs(xp: ModuleType, library: str, step: Step, summing: bool) -> Program
 
 
 def forget() -> None:
-    """Drop all programs; machine code that nothing refers to is freed."""
+    """Drop all programs; machine code that nothing refers to is freed, and ``PORTABLE_RNN_COMPILE`` is read again."""
     programs.cache_clear()
     forget_loops()
+    forget_compiler()
 
 
 def compiled_scan(
