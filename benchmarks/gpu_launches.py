@@ -24,7 +24,9 @@ import numpy as np
 
 import portable_rnn as prnn
 from portable_rnn import execution
-from portable_rnn.execution import cuda, loops
+from portable_rnn.execution import programs
+from portable_rnn.execution.cuda import program as cuda
+from portable_rnn.execution.libraries import CupyLibrary, Library
 
 TARGET = 4
 VIEWS = {"carry", "xs", "shared", "rows", "transpose"}  # no operation of their own
@@ -62,6 +64,12 @@ class Launches(NamedTuple):
         return self.products + self.kernels + self.sums
 
 
+class _NumpyAsCupy(CupyLibrary):
+    """Loops of kernels; pointwise functions stay NumPy's."""
+
+    fuse = Library.fuse
+
+
 @contextmanager
 def numpy_as_cupy(calls: cuda.Calls) -> Iterator[list[tuple[Any, Any]]]:
     """NumPy's loops run as CuPy's do, with `calls`; gives (graph, program or None) of each step that was recorded."""
@@ -72,11 +80,11 @@ def numpy_as_cupy(calls: cuda.Calls) -> Iterator[list[tuple[Any, Any]]]:
         return made[-1][1]
 
     with ExitStack() as stack:
-        stack.enter_context(mock.patch.object(execution, "_planned_library", return_value="cupy"))
+        stack.enter_context(mock.patch.object(execution, "library_of", return_value=_NumpyAsCupy()))
         stack.enter_context(mock.patch.object(cuda, "library_calls", return_value=calls))
-        stack.enter_context(mock.patch.object(loops, "cuda_program", program))
-        stack.callback(loops._program.cache_clear)
-        loops._program.cache_clear()
+        stack.enter_context(mock.patch.object(programs, "cuda_program", program))
+        stack.callback(programs._program.cache_clear)
+        programs._program.cache_clear()
         yield made
 
 
@@ -120,7 +128,7 @@ def count(layer: prnn.Layer, options: dict[str, Any] | None = None) -> dict[str,
         graph, program = made[k]
         if program is None:
             raise RuntimeError(f"{layer} can't be cut into kernels: expected it could")
-        written = sum(value.op not in VIEWS for value in graph.values)
+        written = sum(value.op.value not in VIEWS for value in graph.values)
         found[direction] = Launches(*(counts[1][k] - counts[0][k]).tolist(), written)
     return found
 

@@ -1,4 +1,4 @@
-"""Random steps for a time loop: graphs of the operations that `execution.tracing` knows, with data to run them on."""
+"""Random steps for a time loop: graphs of the operations that `execution.graph` knows, with data to run them on."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from portable_rnn.execution import vector_math
+from portable_rnn.execution.machine import elementwise
 from portable_rnn.notebook import SimpleRNN
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
@@ -128,9 +128,9 @@ def test_both_libraries_take_the_same_training_step() -> None:
 
 def test_the_compiled_tanh_has_the_coefficients_of_the_fit() -> None:
     numerator, denominator, _ = fit_tanh.fit()
-    np.testing.assert_allclose(vector_math.TANH_NUMERATOR[::-1], numerator, rtol=1e-6)
-    np.testing.assert_allclose(vector_math.TANH_DENOMINATOR[::-1], denominator, rtol=1e-6)
-    assert vector_math.TANH_LIMIT == fit_tanh.LIMIT
+    np.testing.assert_allclose(elementwise.TANH_NUMERATOR[::-1], numerator, rtol=1e-6)
+    np.testing.assert_allclose(elementwise.TANH_DENOMINATOR[::-1], denominator, rtol=1e-6)
+    assert elementwise.TANH_LIMIT == fit_tanh.LIMIT
 
 
 def test_the_error_of_the_fit_is_that_of_float32() -> None:

@@ -26,8 +26,10 @@ import portable_rnn as prnn
 from portable_rnn import execution
 from portable_rnn.bench.cases import Case as BenchCase
 from portable_rnn.bench.cases import Task
-from portable_rnn.execution import cuda, nests, tracing
-from portable_rnn.execution.stages import RowSum
+from portable_rnn.execution.cuda import program as cuda
+from portable_rnn.execution.graph import pytrees, trace
+from portable_rnn.execution.graph.instructions import RowSum
+from portable_rnn.execution.libraries import Library
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
@@ -108,7 +110,7 @@ def standing_in(folder: Path) -> Iterator[list[tuple[Any, Any]]]:
 @contextmanager
 def plain_loop() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(execution, "_planned_library", lambda xp: None)
+        patch.setattr(execution, "library_of", lambda xp: Library())
         yield
 
 
@@ -169,7 +171,7 @@ def test_few_and_many_elements(layer: prnn.Layer, shape: tuple[int, ...], folder
 
 def test_a_sum_over_rows_is_a_call_of_its_own(folder: Path) -> None:
     programs = compare(make_case(prnn.LayerNormLSTM(2, 5), (3, 4, 2)), folder)
-    assert any(isinstance(stage, RowSum) for program in programs for stage in program.stages.stages)
+    assert any(isinstance(made, RowSum) for program in programs for made in program.cut.instructions)
 
 
 def test_forward_alone_and_what_is_given_stays_as_it_is(folder: Path) -> None:
@@ -249,12 +251,12 @@ def test_numbers_that_c_cant_write_make_no_kernel() -> None:
     def step(xp: Any, shared: Any, carry: Any, inputs: Any) -> Any:
         return (xp.minimum(carry[0] + inputs[0], float("inf")),), (carry[0],)
 
-    specs = {"carry": [((2, 3), False)], "xs": [((2, 3), False)], "shared": []}
-    structures = dict(zip(specs, (nests.flattened(t, []) for t in ((0,), (0,), None)), strict=True))
-    graph = tracing.trace(step, specs, structures)
+    specs = [[((2, 3), False)], [((2, 3), False)], []]
+    structures = [pytrees.flattened(tree, []) for tree in ((0,), (0,), None)]
+    graph = trace.trace(step, specs, structures)
     with gpu_launches.numpy_as_cupy(cuda.Calls(np.dot, np.sum, np.ascontiguousarray, lambda *_: None)):
-        assert cuda.cuda_program(graph, "float64", donate=False) is None
-    assert cuda.cuda_program(graph, "float16", donate=False) is None
+        assert cuda.cuda_program(graph, step, "float64", donate=False) is None
+    assert cuda.cuda_program(graph, step, "float16", donate=False) is None
 
 
 # ---------------------------------------------------------------------- NVRTC

@@ -24,7 +24,7 @@ from trees import mapped
 import portable_rnn as prnn
 from portable_rnn import execution
 from portable_rnn.cells import activations
-from portable_rnn.execution import cuda
+from portable_rnn.execution.cuda import program as cuda
 from portable_rnn.layers import wrappers as composite
 
 sys.path.insert(0, str(Path(__file__).parent.parent))

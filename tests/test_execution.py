@@ -11,15 +11,17 @@ import pytest
 from test_execution_programs import Written
 
 from portable_rnn import execution
-from portable_rnn.execution import loops, nests, tracing
+from portable_rnn.execution import programs
+from portable_rnn.execution.graph import pytrees, trace, verify
 
 
-def recorded(function: Any, carry: Any = (3, 4), x: Any = (3, 4), shared: Any = (3, 3)) -> tracing.Graph:
+def recorded(function: Any, carry: Any = (3, 4), x: Any = (3, 4), shared: Any = (3, 3)) -> trace.Graph:
     """The graph of ``function(xp, w, h, x) -> (carry, output)``."""
-    specs = {"carry": [(carry, False)], "xs": [(x, False), ((1, x[-1]), True)], "shared": [(shared, False)]}
-    structures = {name: nests.flattened(tuple(leaves), []) for name, leaves in specs.items()}
-    structures = {"carry": (tuple, 1, (True,)), "xs": (tuple, 2, (True, True)), "shared": (tuple, 1, (True,))}
-    return tracing.trace(Written(lambda xp, s, c, i: one_each(function(xp, s[0], c[0], *i))), specs, structures)
+    specs = [[(carry, False)], [(x, False), ((1, x[-1]), True)], [(shared, False)]]
+    structures = [pytrees.flattened(tuple(leaves), []) for leaves in ("c", "xm", "w")]
+    graph = trace.trace(Written(lambda xp, s, c, i: one_each(function(xp, s[0], c[0], *i))), specs, structures)
+    verify.verify(graph)
+    return graph
 
 
 def one_each(found: Any) -> Any:
@@ -91,11 +93,11 @@ RECORDED: dict[str, tuple[str, Callable[..., Any]]] = {
 def test_every_operation_is_recorded(name: str) -> None:
     op, function = RECORDED[name]
     graph = recorded(lambda xp, w, h, x, m: (xp.tanh(h), function(xp, w, h, x, m)))
-    assert graph.outputs[0].op == op
+    assert graph.outputs[0].op.value == op
     rng = np.random.default_rng(0)
     w, h, x, m = rng.random((3, 3)), rng.random((3, 4)), rng.random((2, 3, 4)), rng.random((2, 1, 4)) < 0.5
     step = Written(lambda xp, s, c, i: one_each((xp.tanh(c[0]), function(xp, s[0], c[0], *i))))
-    found = loops.planned_scan(xp, "numpy", step, (h,), (x, m), (w,), reverse=False, donate=False)
+    found = programs.planned_scan(xp, "numpy", step, (h,), (x, m), (w,), reverse=False, donate=False)
     first = function(xp, w, h, x[0], m[0])
     assert found is not None
     assert (
@@ -174,7 +176,7 @@ REFUSED: dict[str, Callable[..., Any]] = {
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_is_not_known_is_refused(name: str) -> None:
-    with pytest.raises(tracing.Untraceable):
+    with pytest.raises(trace.Untraceable):
         recorded(lambda xp, w, h, x, m: (h, REFUSED[name](xp, w, h, x, m)))
 
 
@@ -189,12 +191,12 @@ def test_what_is_not_known_is_refused(name: str) -> None:
     ],
 )
 def test_a_carry_that_changes_its_form_is_refused(carry: Any) -> None:
-    with pytest.raises(tracing.Untraceable):
+    with pytest.raises(trace.Untraceable):
         recorded(lambda xp, w, h, x, m: (carry(xp, h), h))
 
 
 def test_arrays_without_axes_are_refused() -> None:
-    with pytest.raises(tracing.Untraceable):
+    with pytest.raises(trace.Untraceable):
         recorded(lambda xp, w, h, x, m: (h, h * w), shared=())
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +20,9 @@ from trees import flat, mapped
 
 import portable_rnn as prnn
 from portable_rnn import execution
-from portable_rnn.execution import loops
+from portable_rnn.execution import programs as recorded_programs
+from portable_rnn.execution.libraries import Library
+from portable_rnn.execution.python_loop.program import PlannedProgram
 
 CELLS = {**dict.fromkeys(cases.RECURRENT, cases), **dict.fromkeys(test_more_cells.FAMILIES, test_more_cells)}
 
@@ -28,7 +33,7 @@ CELLS = {**dict.fromkeys(cases.RECURRENT, cases), **dict.fromkeys(test_more_cell
 @pytest.fixture
 def fresh() -> Iterator[None]:
     """No programs of earlier tests, and none left behind."""
-    programs = loops._program  # another stands there while a test runs
+    programs = recorded_programs._program  # another stands there while a test runs
     programs.cache_clear()
     yield
     programs.cache_clear()
@@ -38,14 +43,14 @@ def fresh() -> Iterator[None]:
 def seen(fresh: None, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """What becomes of each step that a test runs: the program, or None for the plain loop."""
     found: list[Any] = []
-    original = loops._program
+    original = recorded_programs._program
 
     def program(*args: Any) -> Any:
         found.append((args[3], original(*args)))
         return found[-1][1]
 
     program.cache_clear = original.cache_clear  # type: ignore[attr-defined]
-    monkeypatch.setattr(loops, "_program", program)
+    monkeypatch.setattr(recorded_programs, "_program", program)
     return found
 
 
@@ -58,7 +63,7 @@ def run(case: cases.Case) -> Any:
 def run_plainly(case: cases.Case, monkeypatch: pytest.MonkeyPatch) -> Any:
     """The same by the plain loop."""
     with monkeypatch.context() as patch:
-        patch.setattr(execution, "_planned_library", lambda xp: None)
+        patch.setattr(execution, "library_of", lambda xp: Library())
         return run(case)
 
 
@@ -68,7 +73,7 @@ def test_every_cell_is_recorded(name: str, seen: list[Any], monkeypatch: pytest.
     seen.clear()
     got = run(case)
     assert {type(step).__name__ for step, _ in seen} == {"_Forward", "_Backward"}
-    assert all(isinstance(program, loops.Program) for _, program in seen)
+    assert all(isinstance(program, PlannedProgram) for _, program in seen)
     check(got, run_plainly(case, monkeypatch), 1e-12)
 
 
@@ -105,14 +110,14 @@ def test_a_users_cell_that_cannot_be_recorded_runs_as_it_is(cell: Any, seen: lis
 
 def test_a_program_is_kept_for_each_form_dtype_and_configuration(fresh: None) -> None:
     def misses(layer: prnn.Layer, shape: tuple[int, ...], dtype: str = "float64") -> int:
-        before = loops._program.cache_info().misses
+        before = recorded_programs._program.cache_info().misses
         case = cases.make_case(layer, shape).astype(dtype)
-        before = loops._program.cache_info().misses
+        before = recorded_programs._program.cache_info().misses
         layer.apply(case.params, case.x)
-        return loops._program.cache_info().misses - before
+        return recorded_programs._program.cache_info().misses - before
 
     case = cases.make_case(prnn.GRU(2, 3), (4, 5, 2))
-    loops._program.cache_clear()
+    recorded_programs._program.cache_clear()
     case.layer.apply(case.params, case.x)
     assert misses(prnn.GRU(2, 3), (4, 5, 2)) == 0
     assert misses(prnn.GRU(2, 3), (4, 9, 2)) == 0  # another number of steps
@@ -199,6 +204,30 @@ def test_a_given_input_may_have_any_layout() -> None:
     expected = execution.scan(xp, step, (h,), (x.copy(),), (w,))
     got = execution.scan(xp, step, (h,), (x,), (w,), recorded=True, donate=True)
     check(got, (expected[0], tuple(np.stack(column) for column in expected[1])))
+
+
+@pytest.mark.parametrize("name", ["rnn-tanh", "lstm-everything", "gru", "layer-norm-lstm"])
+def test_torch_calls_of_every_mode_may_follow_each_other(name: str, fresh: None) -> None:
+    torch = pytest.importorskip("torch")
+    case = CELLS[name].hard_case(name)
+    expected = run(case)
+    modes = {"train": contextlib.nullcontext, "no_grad": torch.no_grad, "inference": torch.inference_mode}
+
+    def tensors(tree: Any) -> Any:
+        return mapped(lambda a: torch.asarray(a.copy()), tree)
+
+    def call(mode: str) -> Any:
+        with modes[mode]():
+            inputs = {key: tree if key == "lengths" else tensors(tree) for key, tree in case.inputs.items()}
+            y, final, pullback = case.layer.vjp(**inputs)
+            return mapped(torch.Tensor.numpy, (y, final, *pullback(**tensors(case.cotangents))))
+
+    for order in itertools.permutations(modes):
+        recorded_programs._program.cache_clear()  # the first call makes what is used again
+        for mode in (*order, *order):
+            check(call(mode), expected, 1e-12)
+        with ThreadPoolExecutor(1) as pool:  # torch's modes are a thread's own
+            check(pool.submit(call, "train").result(), expected, 1e-12)
 
 
 # ---------------------------------------------------------------------- autograd sees every operation

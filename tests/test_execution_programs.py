@@ -15,7 +15,10 @@ from hypothesis import given, settings
 from step_programs import Program, programs
 from trees import flat, mapped
 
-from portable_rnn.execution import loops, machine_loops, nests, tracing, workers, workspace
+from portable_rnn.execution import programs as recorded_programs
+from portable_rnn.execution.graph import pytrees, trace, verify
+from portable_rnn.execution.machine import program as machine_loops
+from portable_rnn.execution.machine import thread_pool, workspace
 
 
 def plain(program: Program) -> Any:
@@ -35,7 +38,7 @@ def planned(program: Program, library: str) -> Any:
         torch = pytest.importorskip("torch")
         array, namespace = (lambda a: torch.asarray(a.copy())), pytest.importorskip("array_api_compat.torch")
     arrays = mapped(array, (program.carry, program.xs, program.shared))
-    found = loops.planned_scan(
+    found = recorded_programs.planned_scan(
         namespace,
         library,
         program.step,
@@ -50,17 +53,18 @@ def planned(program: Program, library: str) -> Any:
     return mapped(np.asarray, found)
 
 
-def recorded(program: Program) -> tracing.Graph:
+def recorded(program: Program) -> trace.Graph:
     """The graph of the program's step."""
-    kinds = ("carry", "xs", "shared")
     groups: tuple[list[Any], ...] = ([], [], [])
     trees = (program.carry, program.xs, program.shared)
-    structures = [nests.flattened(tree, leaves) for tree, leaves in zip(trees, groups, strict=True)]
-    specs = {
-        kind: [(leaf.shape[kind == "xs" :], leaf.dtype == bool) for leaf in leaves]
-        for kind, leaves in zip(kinds, groups, strict=True)
-    }
-    return tracing.trace(program.step, specs, dict(zip(kinds, structures, strict=True)))
+    structures = [pytrees.flattened(tree, leaves) for tree, leaves in zip(trees, groups, strict=True)]
+    specs = [
+        [(leaf.shape[over_time:], leaf.dtype == bool) for leaf in leaves]
+        for leaves, over_time in zip(groups, (0, 1, 0), strict=True)
+    ]
+    graph = trace.trace(program.step, specs, structures)
+    verify.verify(graph)
+    return graph
 
 
 def compiled(program: Program) -> Any:
@@ -69,8 +73,9 @@ def compiled(program: Program) -> Any:
         return None
     try:
         loop = machine_loops.CompiledProgram(recorded(program), "float64")
-    except tracing.Untraceable:
+    except trace.Untraceable:
         return None
+    verify.verify_cut(loop.cut)
     arrays = mapped(np.copy, (program.carry, program.xs, program.shared))
     carry, outputs, _ = loop.run(xp, *map(list, arrays), reverse=program.reverse)
     check(arrays, (program.carry, program.xs, program.shared), 0.0)
@@ -89,9 +94,9 @@ def share(by: str, patch: pytest.MonkeyPatch) -> None:
     rows, vectors = by.startswith("rows"), by.endswith("vectors")
     patch.setattr(machine_loops, "vector_lanes", lambda dtype, batch: 4 if rows else 2)
     patch.setattr(machine_loops, "takes_rows", lambda dtype, columns: vectors and columns > 1)
-    for module in (machine_loops, workers):
-        patch.setattr(module, "threads", lambda: 1 if by == "one thread" else 3)
-    patch.setattr(workers, "_workers", workers._Workers())
+    for module in (machine_loops, thread_pool):
+        patch.setattr(module, "thread_count", lambda: 1 if by == "one thread" else 3)
+    patch.setattr(thread_pool, "_pool", thread_pool.ThreadPool())
     patch.setattr(machine_loops, "_WORTH_A_THREAD", 0)
     patch.setattr(machine_loops, "_LINE", 16)
     patch.setattr(machine_loops, "_WORTH_WAITING", 0 if rows else 1 << 60)

@@ -11,9 +11,13 @@ import pytest
 from trees import mapped, relative_error
 
 import portable_rnn as prnn
+from portable_rnn import execution
 from portable_rnn.cells import ElmanCell, GRUCell, LSTMCell
-from portable_rnn.execution import llvm, machine_loops, nests, scan, workspace
-from portable_rnn.execution.recording import Arguments, Programs
+from portable_rnn.execution import scan
+from portable_rnn.execution.graph import pytrees
+from portable_rnn.execution.graph.arguments import Arguments, Programs
+from portable_rnn.execution.machine import program as machine_loops
+from portable_rnn.execution.machine import workspace
 from portable_rnn.layers.time import one_direction as direction
 
 
@@ -40,7 +44,7 @@ def nest(**changes: Any) -> tuple[Any, Any, Any]:
 
 def reader_of(trees: Any) -> Callable[..., Any]:
     given = Arguments("step", *trees)
-    return nests.reader(given.structures, given.forms, (0, 1, 0))
+    return pytrees.reader(given.structures, given.form, (0, 1, 0))
 
 
 def test_a_nest_of_the_same_form_is_taken_apart() -> None:
@@ -106,7 +110,7 @@ def test_the_address_of_an_array() -> None:
 @pytest.mark.parametrize("compile_loops", ["0", "1"])
 def test_arrays_that_stand_anywhere_give_the_same(compile_loops: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PORTABLE_RNN_COMPILE", compile_loops)
-    llvm.has_llvm.cache_clear()
+    execution.forget()
     monkeypatch.setattr(machine_loops, "_FEWEST", 1)
 
     def misaligned(a: Any) -> Any:
@@ -134,7 +138,7 @@ def test_arrays_that_stand_anywhere_give_the_same(compile_loops: str, monkeypatc
     expected = run(np.copy)
     for layout in (misaligned, np.asfortranarray, read_only, backwards, np.copy):
         assert relative_error(run(layout), expected) < 1e-14, layout
-    llvm.has_llvm.cache_clear()
+    execution.forget()
 
 
 def test_a_scan_may_have_no_first_input(backend: Any) -> None:

@@ -13,7 +13,7 @@ pytestmark = pytest.mark.skipif(importlib.util.find_spec("llvmlite") is None, re
 if importlib.util.find_spec("llvmlite") is not None:
     from llvmlite import ir
 
-    from portable_rnn.execution import llvm, matrices, vector_math
+    from portable_rnn.execution.machine import compiler, elementwise, emitter, gemm
 
 KINDS = [("float32", 16), ("float32", 8), ("float32", 4), ("float64", 8), ("float64", 2)]
 SHAPES = [
@@ -32,7 +32,7 @@ SHAPES = [
 @pytest.fixture(params=[4, 8], autouse=True)
 def tile_rows(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Processors with few registers, and with many."""
-    monkeypatch.setattr(matrices, "machine", lambda: llvm.Machine(64, request.param))
+    monkeypatch.setattr(gemm, "machine", lambda: compiler.Machine(64, request.param))
 
 
 def address(array: np.ndarray) -> int:
@@ -40,14 +40,14 @@ def address(array: np.ndarray) -> int:
 
 
 def call(kind: str, dtype: str, lanes: int, *words: Any) -> None:
-    routines = matrices.routines(dtype, lanes)
+    routines = gemm.routines(dtype, lanes)
     arrays = [address(word) if isinstance(word, np.ndarray) else int(word) for word in words]
-    routines.functions[routines.names[kind]](*arrays)
+    routines.library.functions[routines.names[kind]](*arrays)
 
 
 def as_panels(matrix: np.ndarray, lanes: int) -> np.ndarray:
     """Its panels, by NumPy."""
-    height = matrices.routines(matrix.dtype.name, lanes).tile_rows
+    height = gemm.routines(matrix.dtype.name, lanes).tile_rows
     rows, inner = matrix.shape
     padded = np.full((-(-rows // height) * height, inner), np.nan, matrix.dtype)  # what is behind the end isn't used
     padded[:rows] = matrix
@@ -68,8 +68,8 @@ def test_product(dtype: str, lanes: int, rows: int, inner: int, columns: int) ->
     out = np.full((rows + 1, columns + 3), 7, dtype)
     exact = left.astype("float64") @ right[:, :columns].astype("float64")
     sizes = (out, columns + 3, rows, inner, columns)
-    for adding in (0, 1):
-        call("product", dtype, lanes, panels, panels[0].size, right, columns + 2, 3 * lanes, *sizes, adding)
+    for adding, at_once in ((0, 512), (1, 3)):
+        call("product", dtype, lanes, panels, panels[0].size, right, columns + 2, 3 * lanes, *sizes, at_once, adding)
         np.testing.assert_allclose(out[:rows, :columns], (1 + adding) * exact, rtol=0, atol=tolerance(dtype, inner))
     assert (out[rows] == 7).all()
     assert (out[:, columns:] == 7).all()
@@ -78,7 +78,7 @@ def test_product(dtype: str, lanes: int, rows: int, inner: int, columns: int) ->
     padded[:, :columns] = right[:, :columns]
     right_panels = np.ascontiguousarray(padded.reshape(inner, -1, 3 * lanes).transpose(1, 0, 2))
     distance = inner * 3 * lanes
-    call("product", dtype, lanes, panels, panels[0].size, right_panels, 3 * lanes, distance, *sizes, 0)
+    call("product", dtype, lanes, panels, panels[0].size, right_panels, 3 * lanes, distance, *sizes, 512, 0)
     np.testing.assert_allclose(out[:rows, :columns], exact, rtol=0, atol=tolerance(dtype, inner))
 
 
@@ -109,7 +109,7 @@ def test_product_with_one_column_and_totals(dtype: str, lanes: int, rows: int, i
 def test_product_with_few_columns(dtype: str, lanes: int, rows: int, inner: int, columns: int) -> None:
     rng = np.random.default_rng(3)
     left, right = (rng.standard_normal(shape).astype(dtype) for shape in ((rows, inner), (inner, columns + 3)))
-    routines = matrices.routines(dtype, lanes)
+    routines = gemm.routines(dtype, lanes)
     few = routines.few(columns)
     length = few.tile_rows
     panels = np.full((-(-rows // length), inner, length), np.nan, dtype)
@@ -118,7 +118,7 @@ def test_product_with_few_columns(dtype: str, lanes: int, rows: int, inner: int,
     padded[:rows] = left
     np.testing.assert_array_equal(panels, padded.reshape(-1, length, inner).transpose(0, 2, 1))
     out = np.full((rows + 1, columns), 7, dtype)
-    few.function(address(panels), address(right), columns + 3, address(out), rows, inner)
+    few.library.functions[few.name](address(panels), address(right), columns + 3, address(out), rows, inner)
     exact = left.astype("float64") @ right[:, :columns].astype("float64")
     np.testing.assert_allclose(out[:rows], exact, rtol=0, atol=tolerance(dtype, inner))
     assert (out[rows] == 7).all()
@@ -152,13 +152,13 @@ def tanh(x: np.ndarray) -> np.ndarray:
     lanes = 8
     module = ir.Module()
     name = f"tanh_of_all_{x.dtype.name}"
-    e = llvm.Emitter(module, name, ["x", "out", "size"], x.dtype.name, lanes)
+    e = emitter.Emitter(module, name, ["x", "out", "size"], x.dtype.name, lanes)
     with e.loop(0, e.arguments["size"], lanes) as (k, _):
-        e.store(vector_math.apply(e, "tanh", e.load(e.address(e.arguments["x"], k))), e.address(e.arguments["out"], k))
+        e.store(elementwise.apply(e, "tanh", e.load(e.address(e.arguments["x"], k))), e.address(e.arguments["out"], k))
     e.finish()
     padded = np.concatenate([x, np.zeros(-len(x) % lanes, x.dtype)])
     out = np.empty_like(padded)
-    llvm.compiled(str(module))[name](address(padded), address(out), len(padded))
+    compiler.Library(str(module)).functions[name](address(padded), address(out), len(padded))
     return out[: len(x)]
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import portable_rnn as prnn
-from portable_rnn.execution import reuse
+from portable_rnn.execution import memory_pool
 
 BATCH, STEPS, FEATURES, HIDDEN = 8, 2000, 32, 128
 
@@ -28,7 +28,7 @@ def data() -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
 
 def peak(run: Callable[[], Any]) -> int:
     """Bytes that a call allocates at the most."""
-    reuse.forget()
+    memory_pool.forget()
     tracemalloc.start()
     try:
         run()

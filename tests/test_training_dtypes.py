@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 
 import portable_rnn as prnn
+from portable_rnn import execution
 from portable_rnn.arrays import device_of, leaves
-from portable_rnn.execution import llvm, machine_loops
+from portable_rnn.execution.machine import program as machine_program
 from portable_rnn.training import clip_by_global_norm
 
 RULES = {
@@ -98,13 +99,10 @@ def _loops(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> I
     if request.param == "1" and importlib.util.find_spec("llvmlite") is None:
         pytest.skip("llvmlite is not installed")
     monkeypatch.setenv("PORTABLE_RNN_COMPILE", request.param)
-    monkeypatch.setattr(machine_loops, "_FEWEST", 1)
-    caches = (llvm.has_llvm, machine_loops.programs)
-    for cache in caches:
-        cache.cache_clear()
+    monkeypatch.setattr(machine_program, "_FEWEST", 1)
+    execution.forget()
     yield
-    for cache in caches:
-        cache.cache_clear()
+    execution.forget()
 
 
 # (optimizer, loss, clip_norm, tbptt, recurrent layer): all values of each beside most of the others

@@ -15,7 +15,7 @@ from test_gradients import check_against_finite_differences
 from trees import flat, mapped, relative_error
 
 import portable_rnn as prnn
-from portable_rnn.execution import machine_loops
+from portable_rnn.execution.machine import program as machine_loops
 
 pytestmark = [
     pytest.mark.skipif(importlib.util.find_spec("llvmlite") is None, reason="llvmlite is not installed"),
@@ -26,7 +26,7 @@ if importlib.util.find_spec("jax") is not None:
     import jax
     import jax.numpy as jnp
 
-    from portable_rnn.execution import xla
+    from portable_rnn.execution.machine import xla_call
 
 
 @pytest.fixture
@@ -40,12 +40,12 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[bool]]:
         return original(self, *args, **options)
 
     def forget() -> None:
-        xla._can_call.cache_clear()
+        xla_call._can_call.cache_clear()
         jax.clear_caches()
 
-    monkeypatch.setattr(xla, "has_llvm", lambda: True)  # NumPy's loops stay planned
+    monkeypatch.setattr(xla_call, "has_llvm", lambda: True)  # NumPy's loops stay planned
     monkeypatch.setattr(machine_loops.CompiledProgram, "compute", noted)
-    monkeypatch.setattr(xla, "_WORTH_A_CALL", 0)
+    monkeypatch.setattr(xla_call, "_WORTH_A_CALL", 0)
     forget()
     yield ran
     forget()
@@ -112,7 +112,7 @@ def test_derivatives_of_derivatives_are_those_of_jax(calls: list[bool], monkeypa
         return np.asarray(jax.hessian(lambda x: jnp.sum(layer.apply(params, x)[0] ** 2))(x))
 
     found = curvature()
-    monkeypatch.setattr(xla, "_WORTH_A_CALL", 1 << 60)
+    monkeypatch.setattr(xla_call, "_WORTH_A_CALL", 1 << 60)
     assert relative_error(found, curvature()) < 1e-12
 
 
@@ -143,14 +143,14 @@ def test_an_error_in_a_call_comes_out_of_jax(calls: list[bool], monkeypatch: pyt
 def test_where_jax_runs_the_loop_itself(reason: str, calls: list[bool], monkeypatch: pytest.MonkeyPatch) -> None:
     case = cases.make_case(prnn.LSTM(2, 3), (4, 6, 2))
     if reason == "small":
-        monkeypatch.setattr(xla, "_WORTH_A_CALL", 1 << 24)
+        monkeypatch.setattr(xla_call, "_WORTH_A_CALL", 1 << 24)
     elif reason == "several devices":
         monkeypatch.setattr(jax, "device_count", lambda: 2)
     elif reason == "another platform":
         monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     else:
-        monkeypatch.setattr(xla, "has_llvm", lambda: False)
-    xla._can_call.cache_clear()
+        monkeypatch.setattr(xla_call, "has_llvm", lambda: False)
+    xla_call._can_call.cache_clear()
     found = run_on_jax(case)
     assert calls == []
     assert relative_error(found, run(case)) < 1e-11
@@ -160,7 +160,7 @@ def test_a_later_interface_that_refuses_is_left_alone(calls: list[bool], monkeyp
     def refuse(*args: Any, **options: Any) -> None:
         raise RuntimeError("the handler's API version is incompatible")
 
-    monkeypatch.setattr(xla, "_handlers", {})
+    monkeypatch.setattr(xla_call, "_handlers", {})
     monkeypatch.setattr(jax.ffi, "register_ffi_target", refuse)
     case = cases.make_case(prnn.GRU(2, 3), (4, 6, 2))
     assert relative_error(run_on_jax(case), run(case)) < 1e-11
@@ -171,13 +171,13 @@ def test_the_same_loop_has_the_same_name_and_others_have_others(
     calls: list[bool], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     names: list[str] = []
-    original = xla._register
+    original = xla_call._register
 
     def noted(name: str, compute: Any) -> None:
         names.append(name)
         original(name, compute)
 
-    monkeypatch.setattr(xla, "_register", noted)
+    monkeypatch.setattr(xla_call, "_register", noted)
     x = np.ones((2, 4, 2))
     for layer in (prnn.RNN(2, 3), prnn.RNN(2, 3, reverse=True), prnn.RNN(2, 3, nonlinearity="relu"), prnn.RNN(2, 3)):
         machine_loops.programs.cache_clear()

@@ -180,7 +180,8 @@ class LayerNormGRUCell:
         r, u = split_rows(ru, 2)
         m_n = m[rows:, ...]
         n = xp.tanh(z[rows:, ...] + r * m_n)
-        hats = {"z_hat": z_hat, "z_scale": z_scale, "m_hat": m_hat, "m_scale": m_scale}
+        hats = {"z_hat": z_hat, "z_scale": z_scale[0], "z_scale_n": z_scale[1]}
+        hats |= {"m_hat": m_hat, "m_scale": m_scale[0], "m_scale_n": m_scale[1]}
         return (n + u * (h - n),), {"ru": ru, "n": n, "m_n": m_n, "h": h} | hats
 
     def step_backward(
@@ -195,8 +196,8 @@ class LayerNormGRUCell:
         da = xp.concat([da_ru, da_n], axis=0)
         dm = xp.concat([da_ru, da_n * r], axis=0)
         emitted = {"da": da, "dm": dm}
-        dz = self._backward(xp, w["gain_ih"] * da, residual["z_hat"], residual["z_scale"])
-        dproduct = self._backward(xp, w["gain_hh"] * dm, residual["m_hat"], residual["m_scale"])
+        dz = self._backward(xp, w["gain_ih"] * da, residual, "z")
+        dproduct = self._backward(xp, w["gain_hh"] * dm, residual, "m")
         dseen = dropped(w["Wh.T"] @ dproduct, drop)
         return (dh * u + dseen,), dz, emitted | {"dproduct": dproduct}
 
@@ -216,12 +217,16 @@ class LayerNormGRUCell:
         hidden = ru.shape[1] // 2
         return {"r": ru[:, :hidden, :], "z": ru[:, hidden:, :]}
 
-    def _normalize(self, xp: Any, a: Array, rows: int) -> tuple[Array, Array]:
-        """The rows of r and u, and those of n, each by themselves; the scales (2, B)."""
-        parts = [normalize(xp, part, self.epsilon) for part in (a[:rows, ...], a[rows:, ...])]
-        return xp.concat([hat for hat, _ in parts], axis=0), xp.concat([scale for _, scale in parts], axis=0)
+    def _normalize(self, xp: Any, a: Array, rows: int) -> tuple[Array, Arrays]:
+        """The rows of r and u, and those of n, each by themselves; the scales of both, (1, B).
 
-    def _backward(self, xp: Any, da_hat: Array, a_hat: Array, scale: Array) -> Array:
-        rows = da_hat.shape[0] // 3 * 2
-        first = normalize_backward(xp, da_hat[:rows, ...], a_hat[:rows, ...], scale[:1, ...])
-        return xp.concat([first, normalize_backward(xp, da_hat[rows:, ...], a_hat[rows:, ...], scale[1:, ...])], axis=0)
+        The scales stay two arrays: joined as two rows they would cut a compiled step into row blocks of one row.
+        """
+        parts = [normalize(xp, part, self.epsilon) for part in (a[:rows, ...], a[rows:, ...])]
+        return xp.concat([hat for hat, _ in parts], axis=0), tuple(scale for _, scale in parts)
+
+    def _backward(self, xp: Any, da_hat: Array, residual: Residual, name: str) -> Array:
+        a_hat, rows = residual[f"{name}_hat"], da_hat.shape[0] // 3 * 2
+        gates = normalize_backward(xp, da_hat[:rows, ...], a_hat[:rows, ...], residual[f"{name}_scale"])
+        n = normalize_backward(xp, da_hat[rows:, ...], a_hat[rows:, ...], residual[f"{name}_scale_n"])
+        return xp.concat([gates, n], axis=0)

@@ -1,112 +1,24 @@
-"""Machine code at run time through llvmlite (extra ``[fast]``): vector code is written as such, not hoped for.
-
-`Emitter` writes LLVM's intermediate representation; `compiled` makes it functions of this processor.
-"""
+"""Write machine code as LLVM's intermediate representation: vector code is written as such, not hoped for."""
 
 from __future__ import annotations
 
-import ctypes
-import functools
-import importlib.util
 import os
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, TypeAlias
 
-__all__ = ["NUMBER_BYTES", "Emitter", "Machine", "compiled", "entry_of", "has_llvm", "is_loaded", "machine"]
+from .compiler import NUMBER_BYTES, machine
 
+if TYPE_CHECKING:
+    from llvmlite import ir
 
-@functools.lru_cache(maxsize=1)
-def has_llvm() -> bool:
-    """Whether llvmlite is installed and not turned off by ``PORTABLE_RNN_COMPILE=0``."""
-    if os.environ.get("PORTABLE_RNN_COMPILE") == "0":
-        return False
-    return "llvmlite" in sys.modules or importlib.util.find_spec("llvmlite") is not None
+__all__ = ["Emitter", "Word"]
 
+Word: TypeAlias = "ir.Value | int"  # a number that the code computes, or one that is known when it is written
 
-def is_loaded() -> bool:
-    """Whether it costs nothing to start with: it is imported, or was asked for by ``PORTABLE_RNN_COMPILE=1``."""
-    return has_llvm() and ("llvmlite" in sys.modules or os.environ.get("PORTABLE_RNN_COMPILE") == "1")
-
-
-@dataclass(frozen=True)
-class Machine:
-    """What of the processor decides how code is written.
-
-    Attributes
-    ----------
-    vector_bytes : int
-        Of the widest vector.
-    tile_rows : int
-        Rows of a tile of a matrix product, as many as the registers hold with three vectors each.
-    has_control_word : bool
-        Whether ``mxcsr`` says what becomes of numbers too small to be normal, as on x86.
-    """
-
-    vector_bytes: int
-    tile_rows: int
-    has_control_word: bool = False
-
-
-@functools.lru_cache(maxsize=1)
-def machine() -> Machine:
-    """This processor."""
-    import llvmlite.binding as llvm
-
-    features = llvm.get_host_cpu_features()
-    x86 = bool(features.get("sse2"))
-    if features.get("avx512f"):
-        return Machine(64, 8, x86)
-    if features.get("avx"):
-        return Machine(32, 4, x86)
-    return Machine(16, 4 if x86 else 8, x86)
-
-
-@functools.lru_cache(maxsize=1)
-def _target() -> Any:
-    import llvmlite.binding as llvm
-
-    llvm.initialize_native_target()
-    llvm.initialize_native_asmprinter()
-    target = llvm.Target.from_default_triple()
-    return target.create_target_machine(
-        cpu=llvm.get_host_cpu_name(), features=llvm.get_host_cpu_features().flatten(), opt=2, jit=True
-    )
-
-
-NUMBER_BYTES = {"float32": 4, "float64": 8}
 _TINY_AS_ZERO = 0x8040  # of mxcsr: as results (15) and as operands (6)
 _TURNS = 1 << 12  # of waiting, after which another thread may have the processor
-
-_engines: list[Any] = []  # the code lives as long as they do
-
-
-def compiled(source: str) -> dict[str, Any]:
-    """The functions of a module, by name: callables of as many machine words as they take, which release the GIL."""
-    import llvmlite.binding as llvm
-
-    target = _target()
-    module = llvm.parse_assembly(source)
-    # No optimisation of the module: it is written as it should be, and that would take longer than all the rest.
-    engine = llvm.create_mcjit_compiler(module, target)
-    engine.finalize_object()
-    _engines.append(engine)
-    found = {}
-    for function in module.functions:
-        if not function.is_declaration:
-            words = [ctypes.c_int64] * len(list(function.arguments))
-            address = engine.get_function_address(function.name)
-            llvm.add_symbol(function.name, address)  # other modules may call it
-            found[function.name] = ctypes.CFUNCTYPE(None, *words)(address)
-    return found
-
-
-def entry_of(function: Any) -> int:
-    """The address at which a compiled function starts."""
-    return int(ctypes.cast(function, ctypes.c_void_p).value or 0)
 
 
 class Emitter:
@@ -122,7 +34,9 @@ class Emitter:
         Numbers in a vector.
     """
 
-    def __init__(self, module: Any, name: str, arguments: list[str], dtype: str = "float64", lanes: int = 1) -> None:
+    def __init__(
+        self, module: ir.Module, name: str, arguments: list[str], dtype: str = "float64", lanes: int = 1
+    ) -> None:
         from llvmlite import ir
 
         self.ir, self.module, self.dtype, self.lanes = ir, module, dtype, lanes
@@ -136,20 +50,20 @@ class Emitter:
 
     # ------------------------------------------------------------------ whole numbers
 
-    def integer(self, value: Any) -> Any:
+    def integer(self, value: ir.Value) -> Word:
         return self.word(value) if isinstance(value, int) else value
 
-    def plus(self, a: Any, b: Any) -> Any:
+    def plus(self, a: Word, b: Word) -> Word:
         if isinstance(a, int) and isinstance(b, int):
             return a + b
         if isinstance(b, int) and b == 0:
             return a
         return self.builder.add(self.integer(a), self.integer(b))
 
-    def minus(self, a: Any, b: Any) -> Any:
+    def minus(self, a: Word, b: Word) -> Word:
         return self.builder.sub(self.integer(a), self.integer(b))
 
-    def times(self, a: Any, b: Any) -> Any:
+    def times(self, a: Word, b: Word) -> Word:
         if isinstance(a, int) and isinstance(b, int):
             return a * b
         if 1 in (a, b):
@@ -158,23 +72,29 @@ class Emitter:
             return 0
         return self.builder.mul(self.integer(a), self.integer(b))
 
-    def rounded_down(self, a: Any, to: int) -> Any:
+    def rounded_down(self, a: Word, to: int) -> Word:
         """The largest multiple of `to`, a power of 2, up to `a`."""
         return self.builder.and_(self.integer(a), self.word(-to))
 
-    def less(self, a: Any, b: Any) -> Any:
+    def less(self, a: Word, b: Word) -> ir.Value:
         return self.builder.icmp_signed("<", self.integer(a), self.integer(b))
 
-    def equal(self, a: Any, b: Any) -> Any:
+    def is_set(self, a: Word) -> ir.Value:
+        """Whether a word is not 0."""
+        return self.builder.icmp_signed("!=", self.integer(a), self.word(0))
+
+    def equal(self, a: Word, b: Word) -> ir.Value:
         return self.builder.icmp_signed("==", self.integer(a), self.integer(b))
 
-    def smaller(self, a: Any, b: Any) -> Any:
+    def smaller(self, a: Word, b: Word) -> Word:
         return self.builder.select(self.less(a, b), self.integer(a), self.integer(b))
 
     # ------------------------------------------------------------------ control
 
     @contextmanager
-    def loop(self, start: Any, stop: Any, step: Any = 1, **carried: Any) -> Iterator[tuple[Any, Any]]:
+    def loop(
+        self, start: Word, stop: Word, step: Word = 1, **carried: ir.Value
+    ) -> Iterator[tuple[ir.Value, SimpleNamespace]]:
         """``for k in range(start, stop, step)``: gives k, and `carried`, values that the body may set anew.
 
         After the loop, `carried` holds the last ones.
@@ -202,7 +122,7 @@ class Emitter:
         vars(values).update(phis)
 
     @contextmanager
-    def when(self, condition: Any) -> Iterator[None]:
+    def when(self, condition: ir.Value) -> Iterator[None]:
         with self.builder.if_then(condition):
             yield
 
@@ -227,12 +147,12 @@ class Emitter:
         yield
         b.call(load, pointers[:1])
 
-    def wait_for_others(self, counter: Any, target: Any) -> None:
+    def wait_for_others(self, counter: Word, target: Word) -> None:
         """Count this thread at an address, and go on when as many as `target` were counted."""
         self.builder.atomic_rmw("add", self._at(counter), self.word(1), "acq_rel")
         self.wait_while(lambda: self.less(self.load_shared(counter), target))
 
-    def wait_while(self, condition: Callable[[], Any]) -> None:
+    def wait_while(self, condition: Callable[[], ir.Value]) -> None:
         """Look at a condition again and again, which other threads change."""
         b = self.builder
         head, again, after = (b.append_basic_block() for _ in range(3))
@@ -248,7 +168,7 @@ class Emitter:
         b.branch(head)
         b.position_at_end(after)
 
-    def give_way_every(self, most: int, turns: Any) -> None:
+    def give_way_every(self, most: int, turns: Word) -> None:
         """Let other threads have this processor, once in so many turns: a power of 2."""
         if not hasattr(os, "sched_yield"):
             return
@@ -260,62 +180,64 @@ class Emitter:
     def finish(self) -> None:
         self.builder.ret_void()
 
-    def call(self, name: str, *words: Any) -> None:
+    def call(self, name: str, *words: Word) -> None:
         """A function of another module."""
         function = self.declared(name, self.ir.VoidType(), [self.word] * len(words))
         self.builder.call(function, [self.integer(word) for word in words])
 
-    def call_at(self, address: Any, *words: Any) -> None:
-        """A function, which stands at an address."""
-        kind = self.ir.FunctionType(self.ir.VoidType(), [self.word] * len(words))
-        self.builder.call(_function_at(self.ir, self._at(address), kind), [self.integer(word) for word in words])
+    def call_at(self, address: Word, *words: Word) -> ir.Value:
+        """The word that a function at an address returns; of one that returns nothing it means nothing."""
+        kind = self.ir.FunctionType(self.word, [self.word] * len(words))
+        return self.builder.call(_function_at(self.ir, self._at(address), kind), [self.integer(word) for word in words])
 
     # ------------------------------------------------------------------ memory
 
-    def local(self, count: int) -> Any:
+    def local(self, count: int) -> ir.Value:
         """The address of memory for so many numbers, while the function runs; asked for where it begins."""
         place = self.builder.alloca(self.number, self.word(count))
         place.align = 64
         return self.builder.ptrtoint(place, self.word)
 
-    def address(self, base: Any, index: Any, size: int | None = None) -> Any:
+    def address(self, base: Word, index: Word, size: int | None = None) -> Word:
         """Of element `index` of an array at `base`."""
         return self.plus(base, self.times(index, size or self.number_bytes))
 
-    def _at(self, address: Any) -> Any:
+    def _at(self, address: Word) -> ir.Value:
         return self.builder.inttoptr(self.integer(address), self.pointer)
 
-    def vector(self, kind: Any, lanes: int | None = None) -> Any:
+    def vector(self, kind: ir.Type, lanes: int | None = None) -> ir.Value:
         return self.ir.VectorType(kind, lanes or self.lanes)
 
-    def load_word(self, address: Any) -> Any:
+    def load_word(self, address: Word) -> ir.Value:
         return self.builder.load(self._at(address), typ=self.word)
 
-    def store_word(self, value: Any, address: Any) -> None:
+    def store_word(self, value: ir.Value, address: Word) -> None:
         self.builder.store(self.integer(value), self._at(address))
 
-    def load_shared(self, address: Any) -> Any:
+    def load_shared(self, address: Word) -> ir.Value:
         """A word that other threads write, and with it what they wrote before."""
         return self.builder.load_atomic(self._at(address), "acquire", 8, typ=self.word)
 
-    def store_shared(self, value: Any, address: Any) -> None:
+    def store_shared(self, value: ir.Value, address: Word) -> None:
         """A word that other threads read."""
         self.builder.atomic_rmw("xchg", self._at(address), self.integer(value), "acq_rel")
 
-    def exchange(self, address: Any, expected: int, value: int) -> Any:
+    def exchange(self, address: Word, expected: int, value: int) -> ir.Value:
         """Set a word that other threads read, if it is as expected; whether it was."""
         found = self.builder.cmpxchg(self._at(address), self.word(expected), self.word(value), "acq_rel", "acquire")
         return self.builder.extract_value(found, 1)
 
-    def load_number(self, address: Any, kind: Any = None) -> Any:
+    def load_number(self, address: Word, kind: ir.Type | None = None) -> ir.Value:
         """One number (or one of `kind`)."""
         size = self.number_bytes if kind is None else 1
         return self.builder.load(self._at(address), typ=kind or self.number, align=size)
 
-    def store_number(self, value: Any, address: Any) -> None:
+    def store_number(self, value: ir.Value, address: Word) -> None:
         self.builder.store(value, self._at(address), align=self.number_bytes)
 
-    def load(self, address: Any, mask: Any = None, kind: Any = None, lanes: int | None = None) -> Any:
+    def load(
+        self, address: Word, mask: ir.Value | None = None, kind: ir.Type | None = None, lanes: int | None = None
+    ) -> ir.Value:
         """A vector of numbers (or of `kind`), zero where the mask is not set."""
         kind = kind or self.number
         size = self.number_bytes if kind is self.number else 1
@@ -327,7 +249,7 @@ class Emitter:
         function = self.declared(name, form, [self.pointer, word, mask.type, form])
         return self.builder.call(function, [self._at(address), word(size), mask, form(None)])
 
-    def store(self, value: Any, address: Any, mask: Any = None) -> None:
+    def store(self, value: ir.Value, address: Word, mask: ir.Value | None = None) -> None:
         form = value.type
         size = self.number_bytes if form.element == self.number else 1
         if mask is None:
@@ -338,39 +260,39 @@ class Emitter:
         function = self.declared(name, self.ir.VoidType(), [form, self.pointer, word, mask.type])
         self.builder.call(function, [value, self._at(address), word(size), mask])
 
-    def mask(self, count: Any) -> Any:
+    def mask(self, count: Word) -> ir.Value:
         """The first `count` lanes."""
         numbers = self.ir.Constant(self.vector(self.word), list(range(self.lanes)))
         return self.builder.icmp_signed("<", numbers, self.spread(self.integer(count)))
 
-    def spread(self, value: Any, lanes: int | None = None) -> Any:
+    def spread(self, value: ir.Value, lanes: int | None = None) -> ir.Value:
         """A value in every lane."""
         form, index = self.vector(value.type, lanes), self.ir.IntType(32)
         undefined = self.ir.Constant(form, self.ir.Undefined)
         one = self.builder.insert_element(undefined, value, index(0))
         return self.builder.shuffle_vector(one, undefined, self.ir.Constant(self.vector(index, lanes), None))
 
-    def constant(self, value: float, lanes: int | None = None) -> Any:
+    def constant(self, value: float, lanes: int | None = None) -> ir.Value:
         """A number in every lane."""
         form = self.vector(self.number, lanes)
         return self.ir.Constant(form, [float(value)] * form.count)
 
     # ------------------------------------------------------------------ vectors of numbers
 
-    def declared(self, name: str, result: Any, arguments: list[Any]) -> Any:
+    def declared(self, name: str, result: ir.Type, arguments: list[ir.Type]) -> ir.Value:
         found = self.module.globals.get(name)
         return found or self.ir.Function(self.module, self.ir.FunctionType(result, arguments), name)
 
-    def intrinsic(self, name: str, *values: Any) -> Any:
+    def intrinsic(self, name: str, *values: ir.Value) -> ir.Value:
         form = values[0].type
         full = f"llvm.{name}.v{form.count}{_short(form.element)}"
         return self.builder.call(self.declared(full, form, [v.type for v in values]), values)
 
-    def multiply_add(self, a: Any, b: Any, c: Any) -> Any:
+    def multiply_add(self, a: Word, b: Word, c: ir.Value) -> ir.Value:
         """``a * b + c``, rounded once where the processor can."""
         return self.intrinsic("fmuladd", a, b, c)
 
-    def total(self, value: Any) -> Any:
+    def total(self, value: ir.Value) -> ir.Value:
         """The sum of the lanes."""
         form = value.type
         name = f"llvm.vector.reduce.fadd.v{form.count}{_short(form.element)}"
@@ -378,17 +300,17 @@ class Emitter:
         return self.builder.call(function, [self.number(0.0), value], fastmath=("reassoc",))
 
 
-def _function_at(ir: Any, pointer: Any, kind: Any) -> Any:
+def _function_at(ir: ir.Value, pointer: ir.Value, kind: ir.Type) -> ir.Value:
     """What llvmlite takes for a function: a pointer that knows its kind."""
 
     class Function(ir.Value):  # type: ignore[misc]
         type, function_type = pointer.type, kind
 
-        def get_reference(self) -> Any:
+        def get_reference(self) -> ir.Value:
             return pointer.get_reference()
 
     return Function()
 
 
-def _short(kind: Any) -> str:
+def _short(kind: ir.Type) -> str:
     return {"float": "f32", "double": "f64"}.get(str(kind), str(kind))

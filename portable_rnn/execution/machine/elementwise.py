@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING
 
-from .llvm import Emitter
+from ..graph.operations import Op
+from .emitter import Emitter
+
+if TYPE_CHECKING:
+    from llvmlite import ir
 
 __all__ = ["TANH_DENOMINATOR", "TANH_LIMIT", "TANH_NUMERATOR", "apply"]
 
 
-def apply(e: Emitter, op: str, *values: Any) -> Any:
-    """An operation of `tracing.POINTWISE`."""
+def apply(e: Emitter, op: Op, *values: ir.Value) -> ir.Value:
+    """A pointwise operation."""
     return _OPERATIONS[op](e, *values)
 
 
-def _horner(e: Emitter, x: Any, coefficients: list[float]) -> Any:
+def _horner(e: Emitter, x: ir.Value, coefficients: list[float]) -> ir.Value:
     """The polynomial with these coefficients, the highest power first."""
     value = e.constant(coefficients[0])
     for coefficient in coefficients[1:]:
@@ -24,7 +28,7 @@ def _horner(e: Emitter, x: Any, coefficients: list[float]) -> Any:
     return value
 
 
-def _by_lane(e: Emitter, name: str, x: Any) -> Any:
+def _by_lane(e: Emitter, name: str, x: ir.Value) -> ir.Value:
     """A function of the C library for each lane."""
     function = e.declared(name + "f" * (e.dtype == "float32"), e.number, [e.number])
     found = e.ir.Constant(x.type, e.ir.Undefined)
@@ -35,18 +39,18 @@ def _by_lane(e: Emitter, name: str, x: Any) -> Any:
     return found
 
 
-def _tanh(e: Emitter, x: Any) -> Any:
+def _tanh(e: Emitter, x: ir.Value) -> ir.Value:
     return _tanh32(e, x) if e.dtype == "float32" else _tanh64(e, x)
 
 
-def _arithmetic(name: str) -> Callable[..., Any]:
+def _arithmetic(name: str) -> Callable[..., ir.Value]:
     return lambda e, a, b: getattr(e.builder, name)(a, b, flags=("contract",))
 
 
-def _comparison(sign: str) -> Callable[..., Any]:
+def _comparison(sign: str) -> Callable[..., ir.Value]:
     compare = "fcmp_unordered" if sign == "!=" else "fcmp_ordered"
 
-    def apply(e: Emitter, a: Any, b: Any) -> Any:
+    def apply(e: Emitter, a: ir.Value, b: ir.Value) -> ir.Value:
         if a.type.element == e.bit:
             return e.builder.icmp_unsigned(sign, a, b)
         return getattr(e.builder, compare)(sign, a, b)
@@ -54,15 +58,15 @@ def _comparison(sign: str) -> Callable[..., Any]:
     return apply
 
 
-def _extreme(sign: str) -> Callable[..., Any]:
-    def apply(e: Emitter, a: Any, b: Any) -> Any:
+def _extreme(sign: str) -> Callable[..., ir.Value]:
+    def apply(e: Emitter, a: ir.Value, b: ir.Value) -> ir.Value:
         b_, c = e.builder, e.builder.fcmp_ordered(sign, a, b)
         return b_.select(b_.or_(c, b_.fcmp_unordered("uno", a, a)), a, b)  # a NaN stays one
 
     return apply
 
 
-def _within(e: Emitter, x: Any, most: float) -> Any:
+def _within(e: Emitter, x: ir.Value, most: float) -> ir.Value:
     """`x` within [-most, most]; a NaN stays one."""
     for sign, bound in (("<", -most), (">", most)):
         limit = e.constant(bound)
@@ -88,7 +92,7 @@ TANH_DENOMINATOR = [
 ]
 
 
-def _tanh32(e: Emitter, x: Any) -> Any:
+def _tanh32(e: Emitter, x: ir.Value) -> ir.Value:
     """tanh(x) / x as a quotient of polynomials in x**2 up to |x| = 9, beyond which tanh is within a rounding of 1.
 
     Fitted by benchmarks/fit_tanh.py, which prints its largest error.
@@ -99,7 +103,7 @@ def _tanh32(e: Emitter, x: Any) -> Any:
     return _within(e, e.builder.fdiv(e.builder.fmul(c, p), q), 1.0)
 
 
-def _tanh64(e: Emitter, x: Any) -> Any:
+def _tanh64(e: Emitter, x: ir.Value) -> ir.Value:
     """tanh(x) = m / (m + 2), where m = exp(2 * x) - 1 = 2**k * (exp(r) - 1) + (2**k - 1).
 
     r = 2 * x - k * log(2) is at most log(2) / 2, where 14 terms of exp(r) - 1 are exact to a rounding.
@@ -121,28 +125,28 @@ def _tanh64(e: Emitter, x: Any) -> Any:
     return b.select(b.fcmp_unordered("uno", x, x), x, found)
 
 
-_OPERATIONS: dict[str, Callable[..., Any]] = {
-    "add": _arithmetic("fadd"),
-    "subtract": _arithmetic("fsub"),
-    "multiply": _arithmetic("fmul"),
-    "divide": _arithmetic("fdiv"),
-    "maximum": _extreme(">="),
-    "minimum": _extreme("<="),
-    "less": _comparison("<"),
-    "less_equal": _comparison("<="),
-    "greater": _comparison(">"),
-    "greater_equal": _comparison(">="),
-    "equal": _comparison("=="),
-    "not_equal": _comparison("!="),
-    "logical_and": lambda e, a, b: e.builder.and_(a, b),
-    "logical_or": lambda e, a, b: e.builder.or_(a, b),
-    "logical_not": lambda e, a: e.builder.not_(a),
-    "negative": lambda e, a: e.builder.fneg(a),
-    "abs": lambda e, a: e.intrinsic("fabs", a),
-    "sqrt": lambda e, a: e.intrinsic("sqrt", a),
-    "tanh": _tanh,
-    "exp": lambda e, a: _by_lane(e, "exp", a),
-    "log1p": lambda e, a: _by_lane(e, "log1p", a),
-    "where": lambda e, condition, a, b: e.builder.select(condition, a, b),
-    "float": lambda e, a: e.builder.select(a, e.constant(1), e.constant(0)),
+_OPERATIONS: dict[Op, Callable[..., ir.Value]] = {
+    Op.ADD: _arithmetic("fadd"),
+    Op.SUBTRACT: _arithmetic("fsub"),
+    Op.MULTIPLY: _arithmetic("fmul"),
+    Op.DIVIDE: _arithmetic("fdiv"),
+    Op.MAXIMUM: _extreme(">="),
+    Op.MINIMUM: _extreme("<="),
+    Op.LESS: _comparison("<"),
+    Op.LESS_EQUAL: _comparison("<="),
+    Op.GREATER: _comparison(">"),
+    Op.GREATER_EQUAL: _comparison(">="),
+    Op.EQUAL: _comparison("=="),
+    Op.NOT_EQUAL: _comparison("!="),
+    Op.LOGICAL_AND: lambda e, a, b: e.builder.and_(a, b),
+    Op.LOGICAL_OR: lambda e, a, b: e.builder.or_(a, b),
+    Op.LOGICAL_NOT: lambda e, a: e.builder.not_(a),
+    Op.NEGATIVE: lambda e, a: e.builder.fneg(a),
+    Op.ABS: lambda e, a: e.intrinsic("fabs", a),
+    Op.SQRT: lambda e, a: e.intrinsic("sqrt", a),
+    Op.TANH: _tanh,
+    Op.EXP: lambda e, a: _by_lane(e, "exp", a),
+    Op.LOG1P: lambda e, a: _by_lane(e, "log1p", a),
+    Op.WHERE: lambda e, condition, a, b: e.builder.select(condition, a, b),
+    Op.FLOAT: lambda e, a: e.builder.select(a, e.constant(1), e.constant(0)),
 }

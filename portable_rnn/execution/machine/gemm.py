@@ -11,16 +11,23 @@ Source: Goto and van de Geijn (2008), Anatomy of high-performance matrix multipl
 from __future__ import annotations
 
 import functools
-from typing import Any, NamedTuple
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, NamedTuple
 
-from .llvm import NUMBER_BYTES, Emitter, compiled, machine
+from .compiler import NUMBER_BYTES, Library, machine
+from .emitter import Emitter, Word
 
-__all__ = ["FewColumns", "Routines", "routines", "takes_rows"]
+if TYPE_CHECKING:
+    from llvmlite import ir
+
+__all__ = ["INNER", "SUMMED", "FewColumns", "Routines", "routines", "takes_rows"]
 
 _IN_CACHE = 1 << 16  # numbers of a left matrix which are taken for one tile's columns after the other
 _VECTORS = 3  # of a tile
 _FEW = 1.1  # what a product with few columns takes of the time of one whose vectors are full, for each column
-_INNER = 512  # of K that are taken at once: so many rows of the right side stay in the cache
+INNER = 512  # of K that are taken at once: so many rows of the right side stay in the cache
+SUMMED = 64  # of K in a sum over time: what is added one by one loses digits with the number of terms
+_TOTALLED = 32  # the same for sums without a product
 
 
 class Routines:
@@ -53,7 +60,7 @@ class Routines:
         module = ir.Module()
         for kind, write in kinds.items():
             write(module, self.names[kind], dtype, lanes, self.tile_rows)
-        self.functions = compiled(str(module))
+        self.library = Library(str(module))
 
     def few(self, columns: int) -> FewColumns:
         """The product with so many columns, compiled at first use."""
@@ -86,7 +93,7 @@ class FewColumns:
         self.name = f"few_{columns}_{_name('product', others.dtype, others.lanes, others.tile_rows)}"
         module = ir.Module()
         _write_few_product(module, self.name, others.dtype, others.lanes, others.tile_rows, self)
-        self.function = compiled(str(module))[self.name]
+        self.library = Library(str(module), [others.library])
 
 
 def takes_rows(dtype: str, columns: int) -> bool:
@@ -109,19 +116,19 @@ def _routines(dtype: str, lanes: int, tile_rows: int) -> Routines:
     return Routines(dtype, lanes, tile_rows)
 
 
-def _write_product(module: Any, name: str, dtype: str, lanes: int, height: int) -> None:
+def _write_product(module: ir.Module, name: str, dtype: str, lanes: int, height: int) -> None:
     """``out = left @ right``, or ``out += left @ right``.
 
     Arguments: left, the panels; panel_size, their distance; right (inner, columns) with its row length and the distance
     of two panels (of C columns, if it does not stand as panels); out (rows, columns) with its row length; rows, inner,
-    columns; and whether to add.
+    columns; how many of `inner` are added up before they are added to `out`; and whether to add.
     """
     words = ["left", "panel_size", "right", "right_row", "right_panel", "out", "out_row", "rows", "inner", "columns"]
-    words.append("adding")
+    words += ["at_once", "adding"]
     e = Emitter(module, name, words, dtype, lanes)
     a = e.arguments
-    with e.loop(0, a["inner"], _INNER) as (k, _):
-        inner = e.smaller(_INNER, e.minus(a["inner"], k))
+    with e.loop(0, a["inner"], a["at_once"]) as (k, _):
+        inner = e.smaller(a["at_once"], e.minus(a["inner"], k))
         adding = e.builder.or_(e.less(0, k), e.builder.icmp_signed("!=", a["adding"], e.word(0)))
         left, right = e.address(a["left"], e.times(k, height)), e.address(a["right"], e.times(k, a["right_row"]))
         _write_part(_Part(e, left, right, inner, adding, height))
@@ -132,10 +139,10 @@ class _Part(NamedTuple):
     """A product over a part of K, by the routine's own arguments beside what is given."""
 
     e: Emitter
-    left: Any
-    right: Any
-    inner: Any
-    adding: Any
+    left: Word
+    right: Word
+    inner: Word
+    adding: Word
     height: int
 
 
@@ -147,7 +154,7 @@ def _write_part(part: _Part) -> None:
     with e.loop(0, a["rows"], block) as (first, _):
         last = e.smaller(e.plus(first, block), a["rows"])
 
-        def rows_of_tiles(column: Any, vectors: int, mask: Any) -> None:
+        def rows_of_tiles(column: Word, vectors: int, mask: ir.Value | None) -> None:
             with e.loop(first, last, height) as (row, _):
                 _write_tile(part, row, column, vectors, mask)
 
@@ -168,7 +175,7 @@ def _write_part(part: _Part) -> None:
             rows_of_tiles(start, 1, e.mask(e.minus(a["columns"], start)))
 
 
-def _write_tile(part: _Part, row: Any, column: Any, vectors: int, mask: Any) -> None:
+def _write_tile(part: _Part, row: Word, column: Word, vectors: int, mask: ir.Value | None) -> None:
     """A tile of the result: the rows of a panel, as far as there are rows, of so many vectors."""
     e, height = part.e, part.height
     a, b, size = e.arguments, e.builder, e.number_bytes
@@ -202,7 +209,7 @@ def _write_tile(part: _Part, row: Any, column: Any, vectors: int, mask: Any) -> 
             put(i)
 
 
-def _write_column_product(module: Any, name: str, dtype: str, lanes: int, height: int) -> None:
+def _write_column_product(module: ir.Module, name: str, dtype: str, lanes: int, height: int) -> None:
     """``out = left @ right`` for one column. Arguments: left, the panels; right (inner,); out (rows,); rows, inner."""
     e = Emitter(module, name, ["left", "right", "out", "rows", "inner"], dtype, lanes)
     a, at_once = e.arguments, 4  # sums that don't wait for each other
@@ -211,7 +218,7 @@ def _write_column_product(module: Any, name: str, dtype: str, lanes: int, height
         zero = e.constant(0, height)
         most = e.rounded_down(a["inner"], at_once)
 
-        def add(at: Any, k: Any, count: int) -> None:
+        def add(at: SimpleNamespace, k: Word, count: int) -> None:
             for j in range(count):
                 spread = e.spread(e.load_number(e.address(a["right"], e.plus(k, j))), height)
                 left = e.load(e.address(panel, e.times(e.plus(k, j), height)), lanes=height)
@@ -230,7 +237,7 @@ def _write_column_product(module: Any, name: str, dtype: str, lanes: int, height
     e.finish()
 
 
-def _write_few_product(module: Any, name: str, dtype: str, lanes: int, height: int, few: FewColumns) -> None:
+def _write_few_product(module: ir.Module, name: str, dtype: str, lanes: int, height: int, few: FewColumns) -> None:
     """``out = left @ right`` for few columns, known beforehand: vectors are of rows, since columns don't fill one.
 
     Arguments: left, the panels; right (inner, columns) with its row length; out (rows, columns); rows, inner.
@@ -242,7 +249,7 @@ def _write_few_product(module: Any, name: str, dtype: str, lanes: int, height: i
     with e.loop(0, a["rows"], length) as (row, _):
         panel, some = e.address(a["left"], e.times(row, a["inner"])), e.smaller(length, e.minus(a["rows"], row))
         out = e.address(a["out"], e.times(row, columns))
-        sums: dict[tuple[int, int], Any] = {}
+        sums: dict[tuple[int, int], ir.Value] = {}
         count = -(-columns // (_VECTORS * height // vectors))  # of parts, each of as many columns as the registers hold
         for part in range(count):
             own = range(part * columns // count, (part + 1) * columns // count)
@@ -269,21 +276,29 @@ def _write_few_product(module: Any, name: str, dtype: str, lanes: int, height: i
     e.finish()
 
 
-def _put_interleaved(e: Emitter, sums: Any, few: FewColumns, out: Any) -> None:
+def _put_interleaved(e: Emitter, sums: dict[tuple[int, int], ir.Value], few: FewColumns, out: Word) -> None:
     """Columns as vectors to the rows of an output, which are as many as a panel has."""
     for v in range(few.vectors):
         for i, line in enumerate(_interleaved(e, [sums[j, v] for j in range(few.columns)])):
             e.store(line, e.address(out, (v * few.columns + i) * few.lanes))
 
 
-def _put_by_transposing(e: Emitter, sums: Any, few: FewColumns, tile: Any, out: Any, rows: Any, transpose: str) -> None:
+def _put_by_transposing(
+    e: Emitter,
+    sums: dict[tuple[int, int], ir.Value],
+    few: FewColumns,
+    tile: Word,
+    out: Word,
+    rows: Word,
+    transpose: str,
+) -> None:
     """Columns as vectors to so many rows of an output."""
     for (j, v), value in sums.items():
         e.store(value, e.address(tile, j * few.tile_rows + v * few.lanes))
     e.call(transpose, tile, few.tile_rows, out, few.columns, few.columns, rows)
 
 
-def _interleaved(e: Emitter, lines: list[Any]) -> list[Any]:
+def _interleaved(e: Emitter, lines: list[ir.Value]) -> list[ir.Value]:
     """The first numbers of each of the vectors, two or four or so, then the second ones, and so on."""
     index, lanes = e.ir.IntType(32), lines[0].type.count
     halves = [
@@ -296,7 +311,7 @@ def _interleaved(e: Emitter, lines: list[Any]) -> list[Any]:
     return lines
 
 
-def _write_transpose(module: Any, name: str, dtype: str, lanes: int, height: int) -> None:
+def _write_transpose(module: ir.Module, name: str, dtype: str, lanes: int, height: int) -> None:
     """``out[c, r] = x[r, c]``. Arguments: x (rows, columns) with its row length; out with its own; rows, columns.
 
     By squares of `height` rows, whose transpose is three (or two) times a perfect shuffle of their rows.
@@ -304,13 +319,13 @@ def _write_transpose(module: Any, name: str, dtype: str, lanes: int, height: int
     e = Emitter(module, name, ["x", "x_row", "out", "out_row", "rows", "columns"], dtype, lanes)
     a = e.arguments
 
-    def x_at(row: Any, column: Any) -> Any:
+    def x_at(row: Word, column: Word) -> Word:
         return e.address(a["x"], e.plus(e.times(row, a["x_row"]), column))
 
-    def out_at(column: Any, row: Any) -> Any:
+    def out_at(column: Word, row: Word) -> Word:
         return e.address(a["out"], e.plus(e.times(column, a["out_row"]), row))
 
-    def one_by_one(first: Any, last: Any, row: Any, row_end: Any) -> None:
+    def one_by_one(first: Word, last: Word, row: Word, row_end: Word) -> None:
         with e.loop(first, last) as (column, _), e.loop(row, row_end) as (r, _):
             e.store_number(e.load_number(x_at(r, column)), out_at(column, r))
 
@@ -325,7 +340,7 @@ def _write_transpose(module: Any, name: str, dtype: str, lanes: int, height: int
     e.finish()
 
 
-def _write_panels(module: Any, name: str, dtype: str, lanes: int, height: int) -> None:
+def _write_panels(module: ir.Module, name: str, dtype: str, lanes: int, height: int) -> None:
     """A matrix as panels, of `height` rows or of a multiple of that.
 
     Arguments: x, the distance of its rows and of its columns, of which one is 1; out; panel_size; panel_rows; rows,
@@ -359,7 +374,7 @@ def _write_panels(module: Any, name: str, dtype: str, lanes: int, height: int) -
     e.finish()
 
 
-def _write_totals(module: Any, name: str, dtype: str, lanes: int, height: int) -> None:
+def _write_totals(module: ir.Module, name: str, dtype: str, lanes: int, height: int) -> None:
     """``out = sum(left, axis=1)``, or ``out += sum(left, axis=1)``.
 
     Arguments: left, the panels; panel_size; out (rows,); rows, inner; and whether to add.
@@ -370,8 +385,11 @@ def _write_totals(module: Any, name: str, dtype: str, lanes: int, height: int) -
     with e.loop(0, a["rows"], height) as (row, _):
         panel = e.address(a["left"], e.times(b.sdiv(row, e.word(height)), a["panel_size"]))
         zero = e.constant(0, height)
-        with e.loop(0, a["inner"], 1, total=zero) as (k, at):
-            at.total = b.fadd(at.total, e.load(e.address(panel, e.times(k, height)), lanes=height))
+        with e.loop(0, a["inner"], _TOTALLED, total=zero) as (first, at):
+            last = e.smaller(e.plus(first, _TOTALLED), a["inner"])
+            with e.loop(first, last, 1, total=zero) as (k, part):
+                part.total = b.fadd(part.total, e.load(e.address(panel, e.times(k, height)), lanes=height))
+            at.total = b.fadd(at.total, part.total)
         for i in range(height):
             with e.when(e.less(e.plus(row, i), a["rows"])):
                 place = e.address(a["out"], e.plus(row, i))

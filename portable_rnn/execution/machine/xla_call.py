@@ -19,10 +19,10 @@ from typing import Any
 import array_api_compat.numpy as numpy_namespace
 import numpy as np
 
-from .llvm import has_llvm
-from .machine_loops import CompiledProgram, Memory, programs
-from .nests import rebuilt
-from .recording import Arguments
+from ..graph.arguments import Arguments
+from ..graph.pytrees import rebuilt
+from .compiler import has_llvm
+from .program import CompiledProgram, Memory, programs
 
 __all__ = ["machine_scan", "worth_a_call"]
 
@@ -68,7 +68,7 @@ def machine_scan(
     given = Arguments(step, carry, xs, shared)
     first, over_time, same = given.leaves
     columns = over_time[0].shape[0] * first[0].shape[-1]
-    if given.forms is None or not worth_a_call(columns * sum(math.prod(leaf.shape) for leaf in same)):
+    if given.hindrance is not None or not worth_a_call(columns * sum(math.prod(leaf.shape) for leaf in same)):
         return None
     program = programs(numpy_namespace, "numpy", step, summing).program(given)
     if not isinstance(program, CompiledProgram) or not worth_a_call(program.multiplications * over_time[0].shape[0]):
@@ -114,8 +114,8 @@ def _call(program: CompiledProgram, structure: Any, reverse: bool, carry: Any, x
 def _target(program: CompiledProgram, reverse: bool) -> str:
     """The name under which XLA finds a loop: of what it does, since XLA may keep a program for another process."""
     counts = [len(program.carry_forms), program.inputs, program.constants]
-    stacks, forms = len(program.stages.stacks), program.carry_forms
-    text = repr((program.name, program.reads, forms, counts, program.stages, program.sum_forms, reverse))
+    stacks, forms = len(program.cut.stacks), program.carry_forms
+    text = repr((program.name, program.reads, forms, counts, program.cut, program.sum_forms, reverse))
     name = f"portable_rnn_{hashlib.sha256(text.encode()).hexdigest()[:24]}"
 
     def compute(arguments: list[Any], results: list[Any]) -> None:

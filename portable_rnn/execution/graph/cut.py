@@ -1,4 +1,4 @@
-"""Cut a recorded step into stages: products, sums over rows, and kernels that do all the pointwise work between them.
+"""Cut a recorded step into products, sums over rows, and kernels that do all the pointwise work between them.
 
 Everything that has to be in memory (outputs, the carry, operands of products) is a block of rows. A kernel runs over
 the elements of one row block: a row block of a pointwise result needs the same row block of its operands, so slices and
@@ -9,19 +9,20 @@ machine code, or one kernel on CuPy.
 from __future__ import annotations
 
 import math
-from typing import Any
 
-from .places import Place, Stack, root_of
-from .stages import Access, Kernel, Product, RowSum, Stages, Term, rows_read, writes
-from .tracing import POINTWISE, Graph, Untraceable, Value
+from .buffers import Buffer, Kind, Output, RowBlock, Source, Stack, root_of
+from .instructions import Access, CutGraph, Instruction, Kernel, Operand, Product, RowSum, Spread, Statement, Term
+from .memory import donate_input
+from .operations import Op
+from .trace import Graph, Shape, Untraceable, Value
 
-__all__ = ["make_stages"]
+__all__ = ["cut"]
 
 _MOST_STATEMENTS = 400  # a step of more is cut into too many row blocks to be one kernel
 
 
-def make_stages(graph: Graph, *, donate: bool) -> Stages:
-    """Cut a step into stages.
+def cut(graph: Graph, *, donate: bool) -> CutGraph:
+    """Cut a step into instructions.
 
     Raises
     ------
@@ -43,22 +44,20 @@ class _Cutter:
         self.constant: set[int] = set()
         self.level: dict[int, int] = {}
         self.stacks: list[Stack] = []
-        self.work: list[tuple[tuple[int, ...], bool]] = []
-        self.places: dict[int, Place] = {}
+        self.work: list[tuple[Shape, bool]] = []
+        self.places: dict[int, RowBlock] = {}
         self.kept: dict[int, Value] = {}  # what has to be in memory
         self.needed = graph.needed()
         self.terms = graph.terms()
-        self.batch = graph.inputs["carry"][0].shape[-1]  # kernels, products and sums run over as many columns
+        self.batch = graph.inputs.carry[0].shape[-1]  # kernels, products and sums run over as many columns
         for value in self.needed:
             operands = [o for o in value.operands if isinstance(o, Value)]
-            if value.op not in ("carry", "xs") and all(o.number in self.constant for o in operands):
+            if value.op not in (Op.CARRY, Op.XS) and all(o.number in self.constant for o in operands):
                 self.constant.add(value.number)
-                if value.op == "float":
-                    raise Untraceable("a constant whose dtype would not be the loop's")
             below = max((self.level[o.number] for o in operands), default=0)
             self.level[value.number] = below + self._is_barrier(value)
 
-    def cut(self) -> Stages:
+    def cut(self) -> CutGraph:
         outputs, ends = self._outputs_and_ends()
         for value in self.needed:
             if self._is_barrier(value):
@@ -72,22 +71,22 @@ class _Cutter:
         kernels: dict[int, list[Kernel]] = {}
         for level in range(max(self.level.values()) + 1):
             kernels[level] = self._kernels_of(level)
-        stages: list[Any] = []
+        instructions: list[Instruction] = []
         for level, own in kernels.items():
             for value in self.needed:
                 if self._is_barrier(value) and self.level[value.number] == level:
-                    if value.op == "matmul":
-                        stages.append(self._product(value))
+                    if value.op is Op.MATMUL:
+                        instructions.append(self._product(value))
                     else:
                         (x,) = value.operands
-                        stages.append(RowSum(self._place_of(x), self.places[value.number]))
-            stages += own
-        loaded = {access.array for own in kernels.values() for kernel in own for access in kernel.loads}
-        if any(stage.left in loaded for stage in stages if isinstance(stage, Product)):
+                        instructions.append(RowSum(self._place_of(x), self.places[value.number]))
+            instructions += own
+        loaded = {access.buffer for own in kernels.values() for kernel in own for access in kernel.loads}
+        if any(made.left in loaded for made in instructions if isinstance(made, Product)):
             raise Untraceable("a matrix that is also an operand element by element")
         hoisted = sorted(self.hoisted, key=lambda number: self.hoisted[number])
-        found = Stages(
-            stages,
+        found = CutGraph(
+            instructions,
             self.stacks,
             self.work,
             outputs,
@@ -96,75 +95,72 @@ class _Cutter:
             [self._term(value) for value in self.terms],
         )
         if self.donate:
-            self._give_away(found)
+            donate_input(self.graph, found)
         return found
 
     def _is_barrier(self, value: Value) -> bool:
         """Whether it is computed between two kernels."""
-        return value.op in ("matmul", "sum") and value.number not in self.constant
+        return value.op in (Op.MATMUL, Op.SUM) and value.number not in self.constant
 
     # ------------------------------------------------------------------ what is in memory, and where
 
-    def _outputs_and_ends(self) -> tuple[list[tuple[str, int, int, int]], list[str]]:
-        shifted = {root.detail[0] for root, _, _ in map(root_of, self.graph.outputs) if root.op == "carry"}
-        stack_of_carry = {k: self._new_stack(self.graph.inputs["carry"][k], k) for k in sorted(shifted)}
-        ends = []
+    def _outputs_and_ends(self) -> tuple[list[Output], list[Buffer]]:
+        shifted = {root.detail[0] for root, _, _ in map(root_of, self.graph.outputs) if root.op is Op.CARRY}
+        stack_of_carry = {k: self._new_stack(self.graph.inputs.carry[k], k) for k in sorted(shifted)}
         for k, value in enumerate(self.graph.carry):
-            if k in stack_of_carry:
-                if not self._put(value, f"y{stack_of_carry[k]}"):
-                    raise Untraceable("a carry that is kept twice")
-                ends.append(f"y{stack_of_carry[k]}")
+            if k in stack_of_carry and not self._put(value, Buffer(Kind.STACK, stack_of_carry[k])):
+                raise Untraceable("a carry that is kept twice")
         outputs = []
         for value in self.graph.outputs:
             root, start, stop = root_of(value)
-            if root.op == "carry":
-                outputs.append(("before", stack_of_carry[root.detail[0]], start, stop))
-            elif root.op == "xs":
-                outputs.append(("input", root.detail[0], start, stop))
+            if root.op is Op.CARRY:
+                outputs.append(Output(Source.BEFORE, stack_of_carry[root.detail[0]], start, stop))
+            elif root.op is Op.XS:
+                outputs.append(Output(Source.INPUT, root.detail[0], start, stop))
             else:
                 if value.number not in self.places:
-                    self._put(value, f"y{self._new_stack(value)}")
+                    self._put(value, Buffer(Kind.STACK, self._new_stack(value)))
                 place = self.places[value.number]
-                if place.base[0] != "y":
+                if place.buffer.kind is not Kind.STACK:
                     raise Untraceable("an output in other memory")
-                outputs.append(("stack", int(place.base[1:]), place.start, place.start + place.rows))
+                outputs.append(Output(Source.STACK, place.buffer.index, place.start, place.start + place.rows))
         ends = []
         for k, value in enumerate(self.graph.carry):
-            if value.op == "carry" and value.detail[0] == k and k not in stack_of_carry:
-                ends.append(f"c{k}")
+            if value.op is Op.CARRY and value.detail[0] == k and k not in stack_of_carry:
+                ends.append(Buffer(Kind.CARRY, k))
                 continue
             if value.number not in self.places:
-                self._put(value, f"n{k}")
+                self._put(value, Buffer(Kind.NEXT, k))
             place = self.places[value.number]
-            if place.base[0] == "n" and place.base != f"n{k}":
+            if place.buffer.kind is Kind.NEXT and place.buffer.index != k:
                 raise Untraceable("one array for two carries")
-            ends.append(place.base)
+            ends.append(place.buffer)
         return outputs, ends
 
     def _new_stack(self, value: Value, carry: int | None = None) -> int:
         self.stacks.append(Stack(value.shape, value.boolean, carry))
         return len(self.stacks) - 1
 
-    def _put(self, value: Value, base: str) -> bool:
+    def _put(self, value: Value, buffer: Buffer) -> bool:
         """Keep a value in memory of its own."""
-        if value.op in ("carry", "xs") or len(value.shape) != 2 or value.shape[1] != self.batch:
+        if value.op in (Op.CARRY, Op.XS) or len(value.shape) != 2 or value.shape[1] != self.batch:
             raise Untraceable("an output that is an input, or not as wide as the carry")
         if value.number in self.places:
             return False
-        self.places[value.number] = Place(base, 0, value.shape[0], value.shape[0])
+        self.places[value.number] = RowBlock.whole(buffer, value.shape[0])
         self.kept[value.number] = value
         return True
 
     def _keep(self, value: Value) -> None:
         """See that an operand of a product or a sum, or a result, is in memory."""
         root, _, _ = root_of(value)
-        if value.op == "transpose" or root.number in self.constant or root.op in ("carry", "xs"):
+        if value.op is Op.TRANSPOSE or root.number in self.constant or root.op in (Op.CARRY, Op.XS):
             return
         if value.number not in self.places and root.number not in self.places:
             self.work.append((value.shape, value.boolean))
-            self._put(value, f"w{len(self.work) - 1}")
+            self._put(value, Buffer(Kind.WORK, len(self.work) - 1))
 
-    def _place_of(self, value: Any) -> Place:
+    def _place_of(self, value: object) -> RowBlock:
         """Where a value is, on its own or as rows of what is kept."""
         assert isinstance(value, Value)
         if value.shape[1] != self.batch:
@@ -174,28 +170,27 @@ class _Cutter:
         root, start, stop = root_of(value)
         if root.number in self.places:
             return self.places[root.number].inside(start, stop - start)
-        if root.op in ("carry", "xs"):
-            return Place(f"{root.op[0]}{root.detail[0]}", start, stop - start, root.shape[0])
+        if root.op in (Op.CARRY, Op.XS):
+            return RowBlock(_argument(root), start, stop - start, root.shape[0])
         raise Untraceable("an operand that is not in memory")
 
     def _product(self, value: Value) -> Product:
         left, right = value.operands
         assert isinstance(left, Value)
-        transposed = left.op == "transpose"
+        transposed = left.op is Op.TRANSPOSE
         (matrix,) = left.operands if transposed else (left,)
         if not isinstance(matrix, Value) or matrix.number not in self.constant:
             raise Untraceable("a product whose left side changes from step to step")
-        return Product(self._constant_name(matrix), transposed, self._place_of(right), self.places[value.number])
+        return Product(self._constant(matrix), transposed, self._place_of(right), self.places[value.number])
 
     def _term(self, value: Value) -> Term:
         left, *right = [self._place_of(operand) for operand in value.operands]
         return Term(left, right[0] if right else None)
 
-    def _constant_name(self, value: Value) -> str:
-        if value.op == "shared":
-            return f"s{value.detail[0]}"
-        number = self.hoisted.setdefault(value.number, len(self.hoisted))
-        return f"h{number}"
+    def _constant(self, value: Value) -> Buffer:
+        if value.op is Op.SHARED:
+            return Buffer(Kind.SHARED, value.detail[0])
+        return Buffer(Kind.HOISTED, self.hoisted.setdefault(value.number, len(self.hoisted)))
 
     # ------------------------------------------------------------------ kernels
 
@@ -205,32 +200,10 @@ class _Cutter:
         groups = [[v for v in own if v.shape[0] == 1], [v for v in own if v.shape[0] > 1]]
         return [_Filler(self, level, group).fill() for group in groups if group]
 
-    def _give_away(self, found: Stages) -> None:
-        """Let outputs take the place of rows of the first input that no later stage reads.
 
-        Within a kernel an element is read before it is written, and no other element is looked at.
-        """
-        first = self.graph.inputs["xs"][0]
-        if any(root_of(value)[0] is first for value in (*self.graph.outputs, *self.graph.carry)):
-            return
-        reads = [(*rows, k) for k, stage in enumerate(found.stages) for rows in rows_read(stage, "x0")]
-        taken: list[tuple[int, int]] = []
-        for s in sorted(range(len(self.stacks)), key=lambda s: -self.stacks[s].shape[0]):
-            stack = self.stacks[s]
-            writers = [k for k, stage in enumerate(found.stages) if writes(stage, f"y{s}")]
-            if stack.carry is not None or stack.boolean or stack.shape[1:] != first.shape[1:] or len(writers) != 1:
-                continue
-            kernel = found.stages[writers[0]]
-            if not isinstance(kernel, Kernel) or any(rows_read(stage, f"y{s}") for stage in found.stages):
-                continue
-            for start in sorted({0, *(r[0] for r in reads), *(t[1] for t in taken)}):
-                stop = start + stack.shape[0]
-                if stop > first.shape[0] or start % kernel.rows or any(a < stop and start < b for a, b in taken):
-                    continue
-                if all(k <= writers[0] for a, b, k in reads if a < stop and start < b):
-                    stack.given = start
-                    taken.append((start, stop))
-                    break
+def _argument(value: Value) -> Buffer:
+    """Of a carry, or of an input of this step."""
+    return Buffer(Kind.CARRY if value.op is Op.CARRY else Kind.INPUT, value.detail[0])
 
 
 class _Again(Exception):  # noqa: N818
@@ -246,7 +219,7 @@ class _Filler:
     def __init__(self, cutter: _Cutter, level: int, group: list[Value]) -> None:
         self.cutter, self.level, self.group = cutter, level, group
         self.kernel = Kernel(self._rows())
-        self.known: dict[tuple[int, int], Any] = {}
+        self.known: dict[tuple[int, int], Operand] = {}
 
     def _rows(self) -> int:
         """The largest row block of which all that the kernel touches is made up."""
@@ -258,8 +231,8 @@ class _Filler:
                 continue
             seen.add(value.number)
             if value.shape[0] > 1 or single:
-                rows = math.gcd(rows, value.shape[0], *(value.detail if value.op == "rows" else ()))
-            if value.op not in ("matmul", "sum"):
+                rows = math.gcd(rows, value.shape[0], *(value.detail if value.op is Op.ROWS else ()))
+            if value.op not in (Op.MATMUL, Op.SUM):
                 stack += [operand for operand in value.operands if isinstance(operand, Value)]
         return rows
 
@@ -272,10 +245,10 @@ class _Filler:
                 raise Untraceable("row blocks that don't fit")
             for block in range(value.shape[0] // rows):
                 name = self._number(value, block, stored=True)
-                self.kernel.stores.append((Access(place.base, place.start // rows + block), name))
+                self.kernel.stores.append((Access(place.buffer, place.start // rows + block), name))
         return self.kernel
 
-    def _number(self, value: Any, block: int, *, stored: bool = False) -> Any:
+    def _number(self, value: Value | float, block: int, *, stored: bool = False) -> Operand:
         """The name of an element of a row block."""
         if not isinstance(value, Value):
             return float(value)
@@ -286,28 +259,28 @@ class _Filler:
                 raise Untraceable("too many row blocks")
         return self.known[key]
 
-    def _made(self, value: Value, block: int, stored: bool) -> Any:
+    def _made(self, value: Value, block: int, stored: bool) -> Operand:
         rows = self.kernel.rows
-        if value.op == "fill":
+        if value.op is Op.FILL:
             return float(value.operands[0])  # type: ignore[arg-type]
         if value.number in self.cutter.constant:
-            return self._load(self.cutter._constant_name(value), value, block)
+            return self._load(self.cutter._constant(value), value, block)
         if value.number in self.cutter.places and not stored:
             place = self.cutter.places[value.number]
-            if self.cutter.level[value.number] < self.level or value.op in ("matmul", "sum"):
+            if self.cutter.level[value.number] < self.level or value.op in (Op.MATMUL, Op.SUM):
                 if place.start % rows:
                     raise Untraceable("row blocks that don't fit")
-                return self._load(place.base, value, place.start // rows + block)
-        if value.op in ("carry", "xs"):
-            return self._load(f"{value.op[0]}{value.detail[0]}", value, block)
-        if value.op in ("rows", "concat") and value.shape[0] == 1 < rows:
+                return self._load(place.buffer, value, place.start // rows + block)
+        if value.op in (Op.CARRY, Op.XS):
+            return self._load(_argument(value), value, block)
+        if value.op in (Op.ROWS, Op.CONCAT) and value.shape[0] == 1 < rows:
             raise Untraceable("one row out of several, for all rows")
-        if value.op == "rows":
+        if value.op is Op.ROWS:
             start = value.detail[0]
             if start % rows:
                 raise Untraceable("row blocks that don't fit")
             return self._number(value.operands[0], block + start // rows)
-        if value.op == "concat":
+        if value.op is Op.CONCAT:
             for part in value.operands:
                 assert isinstance(part, Value)
                 if part.shape[0] % rows:
@@ -315,8 +288,8 @@ class _Filler:
                 if block < part.shape[0] // rows:
                     return self._number(part, block)
                 block -= part.shape[0] // rows
-        if value.op not in POINTWISE:
-            raise Untraceable(f"{value.op} inside a kernel")
+        if not value.op.is_pointwise:
+            raise Untraceable(f"{value.op.value} inside a kernel")
         if self.cutter.level[value.number] < self.level:
             raise _Again(value)
         operands = []
@@ -324,20 +297,20 @@ class _Filler:
             whole = not isinstance(operand, Value) or operand.shape[0] == value.shape[0]
             operands.append(self._number(operand, block if whole else 0))
         name = f"v{len(self.kernel.statements)}"
-        self.kernel.statements.append((name, value.op, tuple(operands)))
+        self.kernel.statements.append(Statement(name, value.op, tuple(operands)))
         return name
 
-    def _load(self, array: str, value: Value, block: int) -> str:
+    def _load(self, buffer: Buffer, value: Value, block: int) -> str:
         if value.ndim != 2:
             raise Untraceable("an array that is no matrix")
-        spread = ""
+        spread = Spread.NONE
         if value.shape[0] == 1 and self.kernel.rows > 1:
-            spread, block = "row", 0
+            spread, block = Spread.ROW, 0
         if value.shape[1] == 1 and self.cutter.batch > 1:
-            if spread:
+            if spread is Spread.ROW:
                 raise Untraceable("a single number as an array")
-            spread = "column"
-        if not spread and value.shape[0] % self.kernel.rows:
+            spread = Spread.COLUMN
+        if spread is Spread.NONE and value.shape[0] % self.kernel.rows:
             raise Untraceable("row blocks that don't fit")
-        access = Access(array, block, spread)
+        access = Access(buffer, block, spread)
         return self.kernel.loads.setdefault(access, f"a{len(self.kernel.loads)}")

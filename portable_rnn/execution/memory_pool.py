@@ -10,9 +10,10 @@ from __future__ import annotations
 import math
 import sys
 import threading
-from typing import Any
+from typing import TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 
 __all__ = ["empty", "forget"]
 
@@ -20,11 +21,13 @@ SMALLEST = 1 << 16  # bytes: less comes from the allocator's own lists
 MOST = 1 << 28  # bytes to keep
 _ALIGNMENT = 64  # a cache line, and the widest vector
 
+HostArray: TypeAlias = npt.NDArray[np.generic]
+
 _lock = threading.Lock()
-_blocks: list[np.ndarray[Any, Any]] = []
+_blocks: list[HostArray] = []
 
 
-def _references(blocks: list[np.ndarray[Any, Any]], k: int) -> int:
+def _references(blocks: list[HostArray], k: int) -> int:
     """References to a block while this function looks at it."""
     block = blocks[k]
     return sys.getrefcount(block) if hasattr(sys, "getrefcount") else 0
@@ -33,7 +36,7 @@ def _references(blocks: list[np.ndarray[Any, Any]], k: int) -> int:
 _FREE = _references([np.empty(0)], 0)  # of one that only its list refers to; interpreters count differently
 
 
-def empty(shape: tuple[int, ...], dtype: Any) -> np.ndarray[Any, Any]:
+def empty(shape: tuple[int, ...], dtype: npt.DTypeLike) -> HostArray:
     """An uninitialised array; its memory may have been another's."""
     size = math.prod(shape) * np.dtype(dtype).itemsize
     if size < SMALLEST or not hasattr(sys, "getrefcount"):
@@ -42,7 +45,7 @@ def empty(shape: tuple[int, ...], dtype: Any) -> np.ndarray[Any, Any]:
         block = _fitting(size)
         if block is None:
             block = _new_block(size)
-        found: np.ndarray[Any, Any] = block[:size].view(dtype).reshape(shape)
+        found: HostArray = block[:size].view(dtype).reshape(shape)
         del block
     return found
 
@@ -53,7 +56,7 @@ def forget() -> None:
         _blocks.clear()
 
 
-def _fitting(size: int) -> np.ndarray[Any, Any] | None:
+def _fitting(size: int) -> HostArray | None:
     """The smallest free block that is large enough, and not much larger."""
     best = None
     for k in range(len(_blocks)):
@@ -68,7 +71,7 @@ def _fitting(size: int) -> np.ndarray[Any, Any] | None:
     return block
 
 
-def _new_block(size: int) -> np.ndarray[Any, Any]:
+def _new_block(size: int) -> HostArray:
     raw = np.empty(size + _ALIGNMENT, dtype=np.uint8)
     start = -raw.ctypes.data % _ALIGNMENT
     # `frombuffer` makes the block the owner in the eyes of its views, so that they refer to it and not to `raw`

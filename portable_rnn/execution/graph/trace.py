@@ -8,36 +8,28 @@ and is run as it is.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import Any, TypeAlias
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple, TypeAlias
 
-from .nests import flattened, rebuilt
+from .operations import Op
+from .pytrees import Structure, flattened, rebuilt
 
 __all__ = [
-    "BOOLEAN",
-    "POINTWISE",
     "Graph",
+    "Inputs",
+    "Operand",
     "Recorder",
+    "Shape",
+    "Step",
     "Untraceable",
     "Value",
+    "broadcast",
     "trace",
 ]
 
 Shape: TypeAlias = tuple[int, ...]
 Operand: TypeAlias = "Value | float | int | bool"
-
-# Operations that work element by element, with the number of their operands.
-POINTWISE = {
-    **dict.fromkeys(("add", "subtract", "multiply", "divide", "maximum", "minimum"), 2),
-    **dict.fromkeys(("less", "less_equal", "greater", "greater_equal", "equal", "not_equal"), 2),
-    **dict.fromkeys(("logical_and", "logical_or"), 2),
-    **dict.fromkeys(("negative", "tanh", "exp", "log1p", "sqrt", "abs", "logical_not"), 1),
-    "where": 3,
-    "float": 1,  # a boolean as 0 or 1
-}
-# what gives booleans
-BOOLEAN = {"less", "less_equal", "greater", "greater_equal", "equal", "not_equal"}
-BOOLEAN |= {"logical_and", "logical_or", "logical_not"}
+Step: TypeAlias = Callable[..., tuple[Any, ...]]  # step(xp, shared, carry, inputs)
 
 
 class Untraceable(Exception):  # noqa: N818
@@ -49,22 +41,27 @@ class Value:
 
     Attributes
     ----------
-    op : str
-        One of `POINTWISE`; "matmul"; "sum" (over axis 0, which stays); "concat" (over axis 0); "rows" (a row block);
-        "transpose"; "outer" and "total", which add up over all steps (see `Stacked`); or what it comes from: "carry",
-        "xs", "shared".
+    op : Op
     operands : tuple of Value and numbers
     shape : tuple of int
     boolean : bool
         Else it has the floating dtype of the loop.
-    detail : tuple
-        ``(start, stop)`` of "rows", ``(index,)`` of an input.
+    detail : tuple of int
+        ``(start, stop)`` of `Op.ROWS`, ``(index,)`` of an input.
     """
 
     __array_ufunc__ = None  # NumPy must not compute with it
     __slots__ = ("boolean", "detail", "graph", "number", "op", "operands", "shape")
 
-    def __init__(self, graph: Graph, op: str, operands: tuple[Operand, ...], shape: Shape, boolean: bool, detail: Any):
+    def __init__(
+        self,
+        graph: Graph,
+        op: Op,
+        operands: tuple[Operand, ...],
+        shape: Shape,
+        boolean: bool,
+        detail: tuple[int, ...] = (),
+    ) -> None:
         self.graph, self.op, self.operands, self.shape = graph, op, operands, shape
         self.boolean, self.detail = boolean, detail
         self.number = len(graph.values)
@@ -82,7 +79,7 @@ class Value:
     def T(self) -> Value:
         if self.ndim != 2:
             raise Untraceable(f"transpose of {self.ndim} axes")
-        return Value(self.graph, "transpose", (self,), self.shape[::-1], self.boolean, ())
+        return Value(self.graph, Op.TRANSPOSE, (self,), self.shape[::-1], self.boolean)
 
     def __array__(self, *_: Any, **__: Any) -> Any:
         raise Untraceable("a symbolic array has no numbers")
@@ -107,7 +104,7 @@ class Value:
             raise Untraceable(f"index {index!r}")
         start, stop, _ = first.indices(self.shape[0])
         shape = (max(stop - start, 0), *self.shape[1:])
-        return Value(self.graph, "rows", (self,), shape, self.boolean, (start, stop))
+        return Value(self.graph, Op.ROWS, (self,), shape, self.boolean, (start, stop))
 
     def __matmul__(self, other: Any) -> Value:
         return _matmul(self, other)
@@ -115,13 +112,13 @@ class Value:
     def __pow__(self, exponent: Any) -> Value:
         if exponent != 2:
             raise Untraceable(f"power {exponent!r}")
-        return _pointwise("multiply", self, self)
+        return _pointwise(Op.MULTIPLY, self, self)
 
     def __neg__(self) -> Value:
-        return _pointwise("negative", self)
+        return _pointwise(Op.NEGATIVE, self)
 
     def __abs__(self) -> Value:
-        return _pointwise("abs", self)
+        return _pointwise(Op.ABS, self)
 
 
 class Stacked:
@@ -144,7 +141,7 @@ class Stacked:
         return Stacked(self.value[index[1:]])
 
 
-def _operator(op: str, *, swapped: bool = False) -> Callable[[Any, Any], Any]:
+def _operator(op: Op, *, swapped: bool = False) -> Callable[[Any, Any], Any]:
     def apply(self: Any, other: Any) -> Any:
         if isinstance(self, Stacked) or isinstance(other, Stacked):
             pair = [part.value if isinstance(part, Stacked) else part for part in (self, other)]
@@ -156,11 +153,11 @@ def _operator(op: str, *, swapped: bool = False) -> Callable[[Any, Any], Any]:
     return apply
 
 
-for _name, _op in (("add", "add"), ("sub", "subtract"), ("mul", "multiply"), ("truediv", "divide")):
+for _name, _op in (("add", Op.ADD), ("sub", Op.SUBTRACT), ("mul", Op.MULTIPLY), ("truediv", Op.DIVIDE)):
     for _kind in (Value, Stacked):
         setattr(_kind, f"__{_name}__", _operator(_op))
         setattr(_kind, f"__r{_name}__", _operator(_op, swapped=True))
-for _name, _op in (("lt", "less"), ("le", "less_equal"), ("gt", "greater"), ("ge", "greater_equal")):
+for _name, _op in (("lt", Op.LESS), ("le", Op.LESS_EQUAL), ("gt", Op.GREATER), ("ge", Op.GREATER_EQUAL)):
     setattr(Value, f"__{_name}__", _operator(_op))
 
 
@@ -171,39 +168,41 @@ def _in_place(self: Value, other: Any) -> Value:
 for _name in ("add", "sub", "mul", "truediv", "matmul", "pow"):
     setattr(Value, f"__i{_name}__", _in_place)
 # not in the class, which then would have no hash
-Value.__eq__ = _operator("equal")  # type: ignore[method-assign]
-Value.__ne__ = _operator("not_equal")  # type: ignore[method-assign]
+Value.__eq__ = _operator(Op.EQUAL)  # type: ignore[method-assign]
+Value.__ne__ = _operator(Op.NOT_EQUAL)  # type: ignore[method-assign]
 
 
-def _pointwise(op: str, *operands: Any) -> Value:
+def _pointwise(op: Op, *operands: Any) -> Value:
     for operand in operands:
         if type(operand) not in (Value, bool, int, float):  # a NumPy scalar has a dtype, which may widen the result
-            raise Untraceable(f"{op} of {type(operand).__name__}")
+            raise Untraceable(f"{op.value} of {type(operand).__name__}")
     arrays = [operand for operand in operands if isinstance(operand, Value)]
     boolean = _is_boolean(op, operands)
-    shape = _broadcast([array.shape for array in arrays])
+    shape = broadcast([array.shape for array in arrays])
     # a constant array is the number it is filled with, where the other operands have the shape of the result
-    others = [array.shape for array in arrays if array.op != "fill"]
+    others = [array.shape for array in arrays if array.op is not Op.FILL]
     known = list(operands)
-    if others and _broadcast(others) == shape:
-        known = [o.operands[0] if isinstance(o, Value) and o.op == "fill" else o for o in operands]
-    return Value(arrays[0].graph, op, tuple(known), shape, boolean, ())
+    if others and broadcast(others) == shape:
+        known = [o.operands[0] if isinstance(o, Value) and o.op is Op.FILL else o for o in operands]
+    return Value(arrays[0].graph, op, tuple(known), shape, boolean)
 
 
-def _is_boolean(op: str, operands: tuple[Any, ...]) -> bool:
+def _is_boolean(op: Op, operands: tuple[Any, ...]) -> bool:
     """Whether the result is boolean, for operands that the standard allows."""
-    condition, operands = (operands[:1], operands[1:]) if op == "where" else ((), operands)
+    condition, operands = (operands[:1], operands[1:]) if op is Op.WHERE else ((), operands)
     kinds = {operand.boolean for operand in operands if isinstance(operand, Value)}
     plain = {isinstance(operand, bool) for operand in operands if not isinstance(operand, Value)}
-    wanted = {"float": {True}, "where": kinds, "equal": kinds, "not_equal": kinds}.get(op, {op.startswith("logical")})
+    either = op in (Op.WHERE, Op.EQUAL, Op.NOT_EQUAL)
+    wanted = kinds if either else {op is Op.FLOAT or op.is_logical}
     if len(kinds) != 1 or kinds != wanted or (True in kinds and False in plain):
-        raise Untraceable(f"{op} of booleans and numbers")
+        raise Untraceable(f"{op.value} of booleans and numbers")
     if any(not isinstance(array, Value) or not array.boolean for array in condition):
         raise Untraceable("where without a boolean array")
-    return True in kinds if op == "where" else op in BOOLEAN
+    return True in kinds if op is Op.WHERE else op.gives_booleans
 
 
-def _broadcast(shapes: list[Shape]) -> Shape:
+def broadcast(shapes: list[Shape]) -> Shape:
+    """The shape that arrays of these have together."""
     longest = max(map(len, shapes))
     padded = [(1,) * (longest - len(shape)) + shape for shape in shapes]
     result = []
@@ -220,7 +219,7 @@ def _matmul(left: Any, right: Any) -> Value:
         raise Untraceable("a product of other than two matrices")
     if left.shape[1] != right.shape[0] or left.boolean or right.boolean:
         raise Untraceable("a product of matrices that don't fit, or are boolean")
-    return Value(left.graph, "matmul", (left, right), (left.shape[0], right.shape[1]), False, ())
+    return Value(left.graph, Op.MATMUL, (left, right), (left.shape[0], right.shape[1]), False)
 
 
 class Recorder:
@@ -229,19 +228,19 @@ class Recorder:
     __name__ = "recorded"  # as a module has one
 
     def __init__(self) -> None:
-        for op, count in POINTWISE.items():
-            if count < 3 and op != "float":
-                setattr(self, op, lambda *arrays, op=op: _pointwise(op, *arrays))
+        for op in Op:
+            if op.is_pointwise and op not in (Op.WHERE, Op.FLOAT):
+                setattr(self, op.value, lambda *arrays, op=op: _pointwise(op, *arrays))
         self.matmul = _matmul
 
     @staticmethod
     def where(condition: Value, first: Any, second: Any) -> Value:
-        return _pointwise("where", condition, first, second)
+        return _pointwise(Op.WHERE, condition, first, second)
 
     @staticmethod
     def clip(x: Value, /, min: float | None = None, max: float | None = None) -> Value:
-        x = x if min is None else _pointwise("maximum", x, min)
-        return x if max is None else _pointwise("minimum", x, max)
+        x = x if min is None else _pointwise(Op.MAXIMUM, x, min)
+        return x if max is None else _pointwise(Op.MINIMUM, x, max)
 
     @staticmethod
     def astype(x: Value, dtype: str) -> Value:
@@ -249,7 +248,7 @@ class Recorder:
             return x
         if dtype != "floating":
             raise Untraceable(f"astype {dtype}")
-        return _pointwise("float", x)
+        return _pointwise(Op.FLOAT, x)
 
     @staticmethod
     def zeros_like(x: Value) -> Value:
@@ -269,7 +268,7 @@ class Recorder:
         if axis != 0 or len({(part.shape[1:], part.boolean) for part in parts}) != 1:
             raise Untraceable("concat of other than row blocks")
         shape = (sum(part.shape[0] for part in parts), *parts[0].shape[1:])
-        return parts[0] if len(parts) == 1 else Value(parts[0].graph, "concat", parts, shape, parts[0].boolean, ())
+        return parts[0] if len(parts) == 1 else Value(parts[0].graph, Op.CONCAT, parts, shape, parts[0].boolean)
 
     @staticmethod
     def tensordot(left: Any, right: Any, axes: Any) -> Value:
@@ -279,25 +278,33 @@ class Recorder:
         if operands[0].shape[1] != operands[1].shape[1] or any(operand.boolean for operand in operands):
             raise Untraceable("stacks that are not as wide as each other, or boolean")
         shape = (operands[0].shape[0], operands[1].shape[0])
-        return Value(operands[0].graph, "outer", operands, shape, False, ())
+        return Value(operands[0].graph, Op.OUTER, operands, shape, False)
 
     @staticmethod
     def sum(x: Any, axis: Any = None, keepdims: bool = False) -> Value:
         if isinstance(x, Stacked) and axis == (0, 2) and not keepdims and not x.value.boolean:
-            return Value(x.value.graph, "total", (x.value,), x.value.shape[:1], False, ())
+            return Value(x.value.graph, Op.TOTAL, (x.value,), x.value.shape[:1], False)
         if not isinstance(x, Value) or axis != 0 or not keepdims or x.boolean:
             raise Untraceable("a sum over other than the rows")
-        return Value(x.graph, "sum", (x,), (1, *x.shape[1:]), False, ())
+        return Value(x.graph, Op.SUM, (x,), (1, *x.shape[1:]), False)
 
     @classmethod
     def mean(cls, x: Value, axis: int | None = None, keepdims: bool = False) -> Value:
-        return _pointwise("divide", cls.sum(x, axis, keepdims), x.shape[0])
+        return _pointwise(Op.DIVIDE, cls.sum(x, axis, keepdims), x.shape[0])
 
 
 def _fill(x: Value, number: float) -> Value:
     if x.boolean or type(number) not in (int, float):
         raise Untraceable("a constant array that is boolean")
-    return Value(x.graph, "fill", (number,), x.shape, False, ())
+    return Value(x.graph, Op.FILL, (number,), x.shape, False)
+
+
+class Inputs(NamedTuple):
+    """The leaves of a step's arguments."""
+
+    carry: list[Value]
+    xs: list[Value]
+    shared: list[Value]
 
 
 class Graph:
@@ -311,8 +318,7 @@ class Graph:
         The leaves of the new carry, of the step's outputs, and of what is summed over the steps.
     output_structure, sum_structure
         Their nests, as from `flattened`.
-    inputs : dict of str to list of Value
-        The leaves of "carry", "xs" and "shared".
+    inputs : Inputs
     """
 
     def __init__(self) -> None:
@@ -322,7 +328,7 @@ class Graph:
         self.sums: list[Value] = []
         self.output_structure: Any = None
         self.sum_structure: Any = None
-        self.inputs: dict[str, list[Value]] = {}
+        self.inputs = Inputs([], [], [])
 
     def needed(self) -> list[Value]:
         """What the outputs, the carry and the terms of the sums depend on, in order."""
@@ -349,39 +355,40 @@ class Graph:
         stack = self.sums[::-1]
         while stack:
             value = stack.pop()
-            if value.op == "concat":
+            if value.op is Op.CONCAT:
                 stack += [operand for operand in value.operands[::-1] if isinstance(operand, Value)]
-            elif value.op in ("outer", "total"):
+            elif value.op in (Op.OUTER, Op.TOTAL):
                 found[value.number] = value
             else:
-                raise Untraceable(f"the sum over time of {value.op}")
+                raise Untraceable(f"the sum over time of {value.op.value}")
         return list(found.values())
 
 
 def trace(
-    step: Any, specs: dict[str, list[tuple[Shape, bool]]], structures: dict[str, Any], *, summing: bool = False
+    step: Step, specs: Sequence[list[tuple[Shape, bool]]], structures: Sequence[Structure], *, summing: bool = False
 ) -> Graph:
     """Run ``step(xp, shared, carry, inputs)`` on symbolic arrays; with `summing` it returns sums as well.
 
     Parameters
     ----------
     step : callable
-    specs : dict of "carry", "xs", "shared" to lists of (shape, whether boolean)
-    structures : dict of the same to structures from `flattened`
+    specs : lists of (shape, whether boolean), of the leaves of carry, xs and shared
+    structures : their structures, as from `flattened`
 
     Raises
     ------
     Untraceable
     """
     graph = Graph()
-    trees = {}
-    for kind, leaves in specs.items():
+    trees = []
+    for op, into, leaves, structure in zip((Op.CARRY, Op.XS, Op.SHARED), graph.inputs, specs, structures, strict=True):
         if any(not shape for shape, _ in leaves):
             raise Untraceable("an array without axes")
-        graph.inputs[kind] = [Value(graph, kind, (), s, b, (k,)) for k, (s, b) in enumerate(leaves)]
-        trees[kind] = rebuilt(structures[kind], graph.inputs[kind])
+        into += [Value(graph, op, (), shape, boolean, (k,)) for k, (shape, boolean) in enumerate(leaves)]
+        trees.append(rebuilt(structure, into))
+    carry, xs, shared = trees
     try:
-        found = step(Recorder(), trees["shared"], trees["carry"], trees["xs"])
+        found = step(Recorder(), shared, carry, xs)
     except Untraceable:
         raise
     except Exception as error:  # whatever it is, the step says it better when it runs as it is
@@ -393,7 +400,7 @@ def trace(
     if not all(isinstance(value, Value) for value in graph.carry):
         raise Untraceable("a carry that is no array")
     forms = [(value.shape, value.boolean) for value in graph.carry]
-    if structure != structures["carry"] or forms != [(v.shape, v.boolean) for v in graph.inputs["carry"]]:
+    if structure != structures[0] or forms != [(v.shape, v.boolean) for v in graph.inputs.carry]:
         raise Untraceable("a carry that changes its form")
     if not all(isinstance(value, Value) for value in (*graph.outputs, *graph.sums)):
         raise Untraceable("an output that is no array")

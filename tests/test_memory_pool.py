@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import portable_rnn as prnn
-from portable_rnn.execution import reuse
+from portable_rnn.execution import memory_pool
 
 SHAPE = (64, 64, 8)  # of float64, 256 kB
 
@@ -22,9 +22,9 @@ pytestmark = pytest.mark.skipif(not hasattr(sys, "getrefcount"), reason="this Py
 
 @pytest.fixture(autouse=True)
 def _no_blocks() -> Iterator[None]:
-    reuse.forget()
+    memory_pool.forget()
     yield
-    reuse.forget()
+    memory_pool.forget()
 
 
 def address(a: Any) -> int:
@@ -32,19 +32,19 @@ def address(a: Any) -> int:
 
 
 def test_memory_is_used_again() -> None:
-    a = reuse.empty(SHAPE, "float64")
+    a = memory_pool.empty(SHAPE, "float64")
     first = address(a)
     del a
-    assert address(reuse.empty(SHAPE, "float64")) == first
-    assert address(reuse.empty((64, 64, 16), "float32")) == first  # as many bytes
-    assert address(reuse.empty((64, 64, 6), "float64")) == first  # a little less
-    assert address(reuse.empty((64, 64, 3), "float64")) != first  # less than half would waste the rest
-    assert address(reuse.empty((64, 64, 9), "float64")) != first
+    assert address(memory_pool.empty(SHAPE, "float64")) == first
+    assert address(memory_pool.empty((64, 64, 16), "float32")) == first  # as many bytes
+    assert address(memory_pool.empty((64, 64, 6), "float64")) == first  # a little less
+    assert address(memory_pool.empty((64, 64, 3), "float64")) != first  # less than half would waste the rest
+    assert address(memory_pool.empty((64, 64, 9), "float64")) != first
 
 
 def test_an_array_is_what_was_asked_for() -> None:
     for dtype in ("float32", "float64", "bool"):
-        a = reuse.empty((8, *SHAPE), dtype)
+        a = memory_pool.empty((8, *SHAPE), dtype)
         assert (a.shape, a.dtype) == ((8, *SHAPE), np.dtype(dtype))
         assert a.flags.c_contiguous
         assert a.flags.writeable
@@ -52,13 +52,13 @@ def test_an_array_is_what_was_asked_for() -> None:
 
 
 def test_small_arrays_are_not_kept() -> None:
-    a = reuse.empty((4, 4), "float64")
+    a = memory_pool.empty((4, 4), "float64")
     assert a.shape == (4, 4)
-    assert not reuse._blocks
+    assert not memory_pool._blocks
 
 
 def test_a_number_of_arrays_at_once_share_nothing() -> None:
-    many = [reuse.empty(SHAPE, "float64") for _ in range(8)]
+    many = [memory_pool.empty(SHAPE, "float64") for _ in range(8)]
     for k, a in enumerate(many):
         a[...] = k
     assert [float(a.min()) for a in many] == [float(a.max()) for a in many] == list(range(8))
@@ -121,49 +121,49 @@ KEEPS: dict[str, Callable[[np.ndarray], Any]] = {
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.parametrize("name", KEEPS)
 def test_memory_that_something_refers_to_is_not_used_again(name: str) -> None:
-    a = reuse.empty(SHAPE, "float64")
+    a = memory_pool.empty(SHAPE, "float64")
     a[...] = 7.0
     first, kept = address(a), KEEPS[name](a)
     del a
     gc.collect()
-    others = [reuse.empty(SHAPE, "float64") for _ in range(3)]
+    others = [memory_pool.empty(SHAPE, "float64") for _ in range(3)]
     assert first not in [address(other) for other in others]
     del kept, others
     gc.collect()
     # nothing is left over either: it is free once the last of them is gone
-    assert first in [address(other) for other in [reuse.empty(SHAPE, "float64") for _ in range(4)]]
+    assert first in [address(other) for other in [memory_pool.empty(SHAPE, "float64") for _ in range(4)]]
 
 
 def test_jax_keeps_its_numbers() -> None:
     jax = pytest.importorskip("jax")
-    a = reuse.empty(SHAPE, "float64")
+    a = memory_pool.empty(SHAPE, "float64")
     a[...] = 7.0
     kept = jax.numpy.asarray(a)
     del a
     for _ in range(4):
-        reuse.empty(SHAPE, "float64")[...] = 0.0
+        memory_pool.empty(SHAPE, "float64")[...] = 0.0
     assert float(kept.min()) == 7.0
 
 
 def test_what_is_kept_is_limited(monkeypatch: pytest.MonkeyPatch) -> None:
     size = 8 * 64 * 64 * 8
-    monkeypatch.setattr(reuse, "MOST", 3 * size)
-    many = [reuse.empty(SHAPE, "float64") for _ in range(5)]
+    monkeypatch.setattr(memory_pool, "MOST", 3 * size)
+    many = [memory_pool.empty(SHAPE, "float64") for _ in range(5)]
     for k, a in enumerate(many):
         a[...] = k
-    assert len(reuse._blocks) == 3
+    assert len(memory_pool._blocks) == 3
     assert [float(a.max()) for a in many] == list(range(5))  # those that are no longer kept still are their owners'
-    reuse.empty((4, *SHAPE), "float64")
-    assert sum(block.nbytes for block in reuse._blocks) <= 3 * size
+    memory_pool.empty((4, *SHAPE), "float64")
+    assert sum(block.nbytes for block in memory_pool._blocks) <= 3 * size
 
 
 def test_forget_leaves_what_is_in_use() -> None:
-    a, b = reuse.empty(SHAPE, "float64"), reuse.empty(SHAPE, "float64")
+    a, b = memory_pool.empty(SHAPE, "float64"), memory_pool.empty(SHAPE, "float64")
     a[...] = 7.0
     del b
-    reuse.forget()
-    assert not reuse._blocks
-    other = reuse.empty(SHAPE, "float64")
+    memory_pool.forget()
+    assert not memory_pool._blocks
+    other = memory_pool.empty(SHAPE, "float64")
     other[...] = 0.0
     assert float(a.min()) == 7.0
     assert address(other) != address(a)
@@ -176,9 +176,9 @@ def test_threads_get_memory_of_their_own() -> None:
     def work(k: int) -> None:
         together.wait()
         for _ in range(100):
-            a = reuse.empty((96, 96), "float64")
+            a = memory_pool.empty((96, 96), "float64")
             a[...] = k
-            b = reuse.empty((96, 100), "float64")
+            b = memory_pool.empty((96, 100), "float64")
             b[...] = -k
             if not (np.all(a == k) and np.all(b == -k)):
                 wrong.append(k)
@@ -209,6 +209,6 @@ def test_results_that_users_keep_stay_what_they_are() -> None:
         kept.append(leaves)
         copies.append([np.array(leaf) for leaf in leaves])
         del y, final, pullback, dparams, dx, dstate
-    assert reuse._blocks
+    assert memory_pool._blocks
     for mine, before in zip(kept, copies, strict=True):
         assert all(np.array_equal(a, b) for a, b in zip(mine, before, strict=True))

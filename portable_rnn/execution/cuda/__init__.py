@@ -1,0 +1,1 @@
+"""The time loop as launches of CuPy, with kernels of its own."""

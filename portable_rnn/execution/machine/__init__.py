@@ -1,0 +1,1 @@
+"""The time loop as one function of machine code (extra ``[fast]``)."""

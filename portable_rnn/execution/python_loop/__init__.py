@@ -1,0 +1,1 @@
+"""The time loop as calls of NumPy or torch that write into planned memory."""
