@@ -183,6 +183,7 @@ def test_missing_numbers_of_nested_containers() -> None:
         {"weight": np.ones((0, 2)), "bias": np.ones(0)},
         {"weight": np.ones(()), "a.weight": np.ones((2, 2))},
         {3: np.ones((2, 2))},
+        {"a." * 10**5 + "weight": np.ones((2, 2))},
         {"bn.weight": np.ones(3), "bn.running_mean": np.ones(3), "bn.num_batches_tracked": np.asarray(1)},
         {"weight": np.ones((2, 2), dtype=complex)},
         {"weight": np.ones((2, 2), dtype=object)},
@@ -261,6 +262,14 @@ def test_nested_keys_are_not_hashed() -> None:
     """Sixty tuples, each of the one before twice: to hash the last would take for ever."""
     data = b"\x80\x02}N" + b"".join(b"q" + bytes([k]) + b"h" + bytes([k]) + b"\x86" for k in range(60)) + b"Ns."
     assert load_plain(io.BytesIO(data), lambda name, arguments: None, Foreign) == {}
+
+
+def test_an_archive_of_another_compression_is_refused(tmp_path: Path) -> None:
+    """LZMA takes as much memory as the archive says."""
+    with zipfile.ZipFile(tmp_path / "m.pt", "w", zipfile.ZIP_LZMA) as archive:
+        archive.writestr("m/data.pkl", pickle.dumps({}, 2))
+    with pytest.raises(prnn.InputError, match="stored or deflated"):
+        prnn.from_torch(tmp_path / "m.pt")
 
 
 def test_an_archive_that_unpacks_to_far_more_is_refused(tmp_path: Path) -> None:

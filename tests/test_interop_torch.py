@@ -287,7 +287,7 @@ def test_what_can_not_be_converted_is_refused(make: Any, message: str) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_swapped_gates_are_found(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    from portable_rnn.interop import torch as interop
+    from portable_rnn.interop import torch_layers as interop
 
     honest = interop._host_params
 

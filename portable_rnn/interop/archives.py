@@ -50,7 +50,8 @@ def checked_members(path: Path) -> Members:
     Raises
     ------
     InputError
-        It is no whole archive, or unpacks to more than 4 times its size and 1 MiB.
+        It is no whole archive, unpacks to more than 4 times its size and 1 MiB, or is packed by a method that takes
+        memory of its own.
     """
     try:
         archive = zipfile.ZipFile(path)  # closed with the last reference to it
@@ -63,6 +64,8 @@ def checked_members(path: Path) -> Members:
             f"expected an archive that unpacks to at most {_RATIO} times its {size:,} bytes, got {total:,} bytes in "
             f"{len(entries):,} members: pack it again without compression"
         )
+    if any(entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) for entry in entries):
+        raise InputError("expected an archive that is stored or deflated, got another compression: pack it again")
     members = Members(archive)
     if len(members.sizes) != len(entries):
         raise InputError("expected each member of the archive once, got two of the same name: the file is damaged")

@@ -25,6 +25,7 @@ TORCH_SUFFIXES = (".pt", ".pth", ".bin")
 _WRAPPERS = ("state_dict", "model_state_dict", "model")
 # Tensors that share a storage, as tied weights do, become arrays of their own: at most so many times the storages
 _SHARED = 4
+_LONGEST_NAME = 1000
 
 
 def read_state_dict(path: str | os.PathLike[str], backend: Any, dtype: Any) -> tuple[dict[str, Any], bool] | Model:
@@ -91,6 +92,11 @@ def host_arrays(state_dict: Mapping[Any, Any]) -> HostParams:
     """
     if not all(isinstance(name, str) for name in state_dict):
         raise InputError("the state dict: expected texts as names, got others: pass module.state_dict()")
+    longest = max(state_dict, key=len, default="")
+    if len(longest) > _LONGEST_NAME:
+        raise InputError(
+            f"the state dict: expected names of at most {_LONGEST_NAME} characters, got {longest[:40]!r}..."
+        )
     norm = next((n for n in state_dict if n.rpartition(".")[2] in ("running_mean", "running_var")), None)
     if norm is not None:
         raise InputError(

@@ -19,7 +19,6 @@ from ..arrays import (
     map_leaves,
     namespace_of,
     on_their_device,
-    to_numpy,
     zeros_beside,
 )
 from ..errors import InputError
@@ -79,11 +78,9 @@ class Stream:
         self._xp = model.backend.xp
         self._weights = jit(self._xp, prepare, static=("network",))(model.params, network=model.network)
         self._run = jit(self._xp, stream_step, static=("network",))
-        self._like = next(iter(model.params.values()), None)
-        if self._like is None:
-            self._like = from_host(np.zeros((), model.backend.dtype_name), model.backend)
-        self._array_type = type(self._like)
-        self._shape: tuple[int, ...] | None = None  # of the first step
+        self._like = from_host(np.zeros(1, model.backend.dtype_name), model.backend)
+        width = () if model.network.takes_integers else (model.network.in_width,)
+        self._shape: tuple[int | None, ...] = (batch_size, *width)
         self._state: Any = None
         self.reset()
 
@@ -101,7 +98,7 @@ class Stream:
         """
         if not is_array(x_t):
             x_t = asarray(x_t, self._model.backend)
-        if x_t.dtype != self._model.backend.dtype or type(x_t) is not self._array_type:
+        if x_t.dtype != self._model.backend.dtype or type(x_t) is not type(self._like):
             check_same_backend(self._model.backend, {"x_t": x_t}, whose="the model is")
         if x_t.shape != self._shape:
             self._check_shape(x_t)
@@ -109,16 +106,11 @@ class Stream:
         return y
 
     def _check_shape(self, x_t: Array) -> None:
-        """The first step says how many features a network takes that takes any number; all others must be as it is."""
-        width = "F" if self._network.in_width is None else self._network.in_width
-        wanted = (self.batch_size,) if self._network.takes_integers else (self.batch_size, width)
-        expected = wanted if self._shape is None else self._shape
-        fits = len(x_t.shape) == len(wanted) and all(n in ("F", m) for n, m in zip(expected, x_t.shape, strict=True))
-        if not fits:
-            shown = ", ".join(map(str, expected)) + ("," if len(expected) == 1 else "")
-            raise InputError(f"a step of this stream must have shape ({shown}), got {tuple(x_t.shape)}")
-        self._network.check_input(x_t[:, None, ...], self._xp)
-        self._shape = tuple(x_t.shape)
+        if self._shape[1:] == (None,) and x_t.ndim == 2 and x_t.shape[0] == self.batch_size:
+            self._network.check_input(x_t[:, None, ...], self._xp)
+            self._shape = tuple(x_t.shape)  # the network takes any number of features, from now on this one
+        else:
+            raise InputError(f"a step of this stream must have shape {self._shape}, got {tuple(x_t.shape)}")
 
     @on_their_device
     def reset(self, rows: Any = None) -> None:
@@ -132,27 +124,20 @@ class Stream:
         Raises
         ------
         InputError
-            Not one boolean for each stream, or a graph from ONNX among several streams: only all of them can be reset.
+            Not one boolean for each stream, or a graph from ONNX: only all of its streams can be reset.
         """
         zeros = jit(self._xp, zero_state, static=("network", "batch_size"))
         fresh = zeros(self._like, network=self._network, batch_size=self.batch_size)
         if rows is None:
             self._state = fresh
             return
+        if len(list(leaves(fresh))) != len(list(leaves(self._state))):
+            raise InputError("rows: expected None, as a layer here keeps a state of its own form: reset all rows")
         flags = asarray(rows, self._model.backend)
         if tuple(flags.shape) != (self.batch_size,) or not self._xp.isdtype(flags.dtype, "bool"):
             raise InputError(
                 f"rows must be {self.batch_size} booleans, got {flags.dtype} of shape {tuple(flags.shape)}"
             )
-        if any(part is not None and zero is None for part, zero in zip(self._state, fresh, strict=True)):
-            # the graph alone knows which axis of its state is the batch
-            if self.batch_size > 1:
-                raise InputError(
-                    "rows: expected None, a graph from ONNX resets all of its streams together: call reset(), or make "
-                    "a Stream for each"
-                )
-            self._state = fresh if bool(to_numpy(flags)[0]) else self._state
-            return
         self._state = jit(self._xp, choose)(flags, fresh, self._state)
 
     @property

@@ -21,7 +21,7 @@ _TIMES, _TIMES_FILE = 64, 4  # and as often as the given ones
 _VALUES, _VALUES_FILE = 4, 8  # so many such values
 _WORK = 2**31  # multiplications that cost a second or two
 _WORK_FILE = 512  # and so many with each parameter of a file
-_STEP = 2**12  # what a time step costs beside its arithmetic
+_STEP = 2**17  # what a time step costs beside its arithmetic
 
 
 class Budget:
@@ -47,7 +47,7 @@ class Budget:
         """What a graph may make of inputs, parameters and constants that the caller has."""
         base = sum(_size(_shape(value)) for value in given.values())
         largest = FREE + _TIMES * base
-        work = _WORK + _TIMES * nodes * base + _TIMES * base * math.isqrt(base)
+        work = _WORK + _TIMES * nodes * base + _TIMES * base * math.isqrt(base) + 4 * _STEP * base
         return cls(largest, _VALUES * largest + nodes * base, work)
 
     @classmethod
