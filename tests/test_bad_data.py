@@ -150,9 +150,10 @@ def test_what_is_no_array(backend: Any, method: str) -> None:
     model = calls(backend).model
     targets = () if method == "predict" else backend.array((STEPS,))
     run = getattr(model, method)
-    for bad, received in ((None, "object"), ("text", "<U4"), ([[["a", "b"]]], "<U1"), ({"x": 1}, "object")):
+    for bad, received in ((None, "object"), ("text", "<U4"), ([[["a", "b"]]], "<U1")):
         refused(lambda bad=bad: run(bad, *targets), "expected numbers, got an array of dtype", received)
-    refused(lambda: run([[[1.0, 2.0]], [[1.0, 2.0], [3.0, 4.0]]], *targets), "expected a rectangular nest", "list of")
+    refused(lambda: run({"x": 1}, *targets), "expected an array or a list of sequences, got dict", "one of its values")
+    refused(lambda: run([[[1.0, 2.0]], [[1.0, 2.0], [3.0]]], *targets), "x[1]: expected a rectangular nest", "list of")
     refused(lambda: run([], *targets), "expects x of shape (batch, time, features), got shape (0,)")
 
 

@@ -47,7 +47,7 @@ def message(call: Callable[[], object]) -> str:
     text = str(caught.value)
     assert "\n" not in text
     assert "expected" in text
-    assert "received" in text
+    assert "received" in text or "got" in text
     return text
 
 
@@ -530,17 +530,28 @@ def test_pad_sequences_keeps_every_value_and_adds_zeros(
         assert not row[length:].any()
 
 
+def test_pad_sequences_takes_what_people_have() -> None:
+    pandas = pytest.importorskip("pandas")
+    frames = [pandas.DataFrame({"a": [1, 2], "b": [0.5, 1.5]}), pandas.DataFrame({"a": [3], "b": [4]})]
+    x, found = pad_sequences(frames)
+    assert (x.dtype, x.tolist(), found.tolist()) == (np.float64, [[[1, 0.5], [2, 1.5]], [[3, 4], [0, 0]]], [2, 1])
+    for labels in ([[1, 2], [], [3]], [np.array([1, 2]), np.zeros(0, int), np.array([3])], [(1, 2), (), (3,)]):
+        x, found = pad_sequences(labels)
+        assert (x.dtype.kind, x.tolist(), found.tolist()) == ("i", [[1, 2], [0, 0], [3, 0]], [2, 0, 1])
+    assert pad_sequences([[[1.0, 2.0]], []])[0].shape == (2, 1, 2)
+
+
 def test_pad_sequences_errors() -> None:
     good = np.zeros((2, 3))
     assert "empty list" in message(lambda: pad_sequences([]))
     for bad, part in (
-        (np.zeros((2, 4)), "expected 3 features, as in sequences[0], received 4"),
-        (np.zeros(2), "sequence[:, None]"),
-        (np.zeros((1, 2, 3)), "received (1, 2, 3)"),
+        (np.zeros((2, 4)), "expected the shape of sequences[0] but for its length, (2, 3), got (2, 4)"),
+        (np.zeros(2), "got (2,)"),
+        (np.zeros((1, 2, 3)), "got (1, 2, 3)"),
         (np.zeros((2, 3), dtype=np.float32), "received float32"),
-        ([[1.0, 2.0, 3.0]], "received list"),
         (np.array([["a"] * 3]), "expected numbers"),
-        (np.empty((2, 3), dtype=object), "received dtype object"),
+        (np.empty((2, 3), dtype=object), "expected numbers, got dtype object"),
+        ([[1.0], [1.0, 2.0, 3.0]], "expected a rectangular nest of numbers"),
     ):
         text = message(lambda bad=bad: pad_sequences([good, bad]))
         assert text.startswith("sequences[1]: ")

@@ -274,7 +274,7 @@ def test_no_moved_array_is_written_through(backend: Any) -> None:
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        ([[1.0], [1.0, 2.0]], "rows of different lengths: pass a list of .* arrays, or pad"),
+        ([[[1.0]], [[1.0], [1.0, 2.0]]], "rows of different lengths: pass a list of .* arrays, or pad"),
         (["a"], "expected numbers, got an array of dtype <U1"),
         (np.array([None]), "expected numbers, got an array of dtype object"),
         (np.array(["2026-01-01"], dtype="datetime64[D]"), "expected numbers, got .* datetime64"),

@@ -12,7 +12,7 @@ import importlib.util
 import os
 import sys
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from types import ModuleType
@@ -24,6 +24,7 @@ import numpy as np
 
 from ..errors import BackendError, InputError
 from .devices import cupy_device, device_scope
+from .plain import host_array, host_arrays, plain, unboxed
 from .typing import Array
 
 __all__ = ["Backend", "BackendInfo", "asarray", "backend", "backend_of", "backends", "enable_float64", "to_numpy"]
@@ -161,8 +162,15 @@ def backend(
 def backend_of(*arrays: Array) -> Backend:
     """The library, device and dtype of an array, without checks that would cost time in a training step."""
     x = arrays[0]
+    if type(x) is np.ndarray:
+        return _numpy_backend(x.dtype)
     xp = namespace_of(x)
     return Backend(library_name(xp), xp, device_of(x), x.dtype)
+
+
+@functools.lru_cache(maxsize=64)
+def _numpy_backend(dtype: Any) -> Backend:
+    return Backend("numpy", numpy_namespace, "cpu", dtype)
 
 
 def backends() -> list[BackendInfo]:
@@ -200,7 +208,8 @@ def asarray(x: Any, backend: str | ModuleType | Array | Backend, *, dtype: str |
 
     Parameters
     ----------
-    x : array of any library, or nested list of numbers
+    x : array of any library, nested list of numbers, table, or list of sequences
+        A table is whatever NumPy takes as an array of numbers, such as a pandas DataFrame.
     backend : as in `backend`
     dtype : "float32" or "float64", optional
         Turns integers into floats too.
@@ -208,20 +217,47 @@ def asarray(x: Any, backend: str | ModuleType | Array | Backend, *, dtype: str |
     Returns
     -------
     array of the backend, on its device
+        For a list of sequences of different lengths, a list of such arrays, which models and layers take as x.
 
     Raises
     ------
     InputError
-        `x` is ragged or holds text or objects.
+        `x` holds text or objects, is ragged in more than the lengths of its sequences, is an array with an arithmetic
+        of its own (a masked array, say), or is no data but yields it, such as a DataLoader.
 
     Examples
     --------
     >>> import portable_rnn as prnn
     >>> prnn.asarray([[1.0, 2.0]], "numpy").dtype
     dtype('float32')
+    >>> [row.shape for row in prnn.asarray([[1, 2, 3], [4]], "numpy")]
+    [(3,), (1,)]
     """
-    target = _as_backend(backend)
-    host = to_numpy(x) if is_array(x) else _host_array(x)
+    return place(on_host(x), _as_backend(backend), dtype)
+
+
+def on_host(x: Any, name: str = "x") -> np.ndarray[Any, Any] | list[np.ndarray[Any, Any]]:
+    """Anything that `asarray` takes as one NumPy array, or as a list of them where it is ragged."""
+    x = unboxed(x)
+    if is_array(x) or not isinstance(x, (list, tuple)) or hasattr(x, "_fields"):
+        return to_numpy(x, name)
+    rows = [to_numpy(row, f"{name}[{k}]") if is_array(row) else row for k, row in enumerate(x)]
+    sizes = {_size(row) for row in rows}
+    return host_arrays(rows, name) if len(sizes) > 1 and None not in sizes else host_array(rows, name)
+
+
+def _size(row: Any) -> int | None:
+    """How many steps a sequence has; None for what is none."""
+    try:
+        return None if isinstance(row, str) else len(row)
+    except TypeError:
+        return None
+
+
+def place(host: np.ndarray[Any, Any] | list[np.ndarray[Any, Any]], target: Backend, dtype: str | None = None) -> Any:
+    """What `on_host` gives, on the backend, in the dtype that `asarray` says."""
+    if isinstance(host, list):
+        return [place(row, target, dtype) for row in host]
     kind = host.dtype.kind
     if kind not in "fiub":
         raise InputError(f"expected numbers, got an array of dtype {host.dtype}: convert it first")
@@ -249,8 +285,19 @@ def from_host(host: np.ndarray[Any, Any], target: Backend) -> Array:
         return target.xp.asarray(host, device=target.device)
 
 
-def to_numpy(x: Any) -> np.ndarray[Any, Any]:
+def to_numpy(x: Any, name: str = "x") -> np.ndarray[Any, Any]:
     """Copy or view an array of any library as a NumPy array on the host. The result may be read-only.
+
+    Parameters
+    ----------
+    x : array of any library, nested list of numbers, or table
+    name : str
+        What an error calls it.
+
+    Raises
+    ------
+    InputError
+        As in `asarray`; ragged lists too.
 
     Examples
     --------
@@ -259,9 +306,9 @@ def to_numpy(x: Any) -> np.ndarray[Any, Any]:
     (1, 2)
     """
     if isinstance(x, (np.ndarray, np.generic)) or not is_array(x):
-        return _host_array(x)
+        return host_array(x, name)
     if array_api_compat.is_torch_array(x):
-        x = x.detach()
+        x = plain(name, x).detach()
     with device_scope(x):
         return np.from_dlpack(x, device="cpu")
 
@@ -275,7 +322,7 @@ def in_host_memory(x: Array) -> bool:
 
 def is_array(x: object) -> bool:
     """Whether `x` is an array of a library that follows the standard."""
-    return type(x) is np.ndarray or bool(array_api_compat.is_array_api_obj(x))
+    return isinstance(x, np.ndarray) or bool(array_api_compat.is_array_api_obj(x))
 
 
 def is_traced(x: Array) -> bool:
@@ -311,49 +358,17 @@ def dtype_name(xp: Any, dtype: Any) -> str:
     return next((n for n in names if hasattr(xp, n) and dtype == getattr(xp, n)), str(dtype))
 
 
-def check_same_backend(expected: Backend, arrays: Mapping[str, Array], *, whose: str = "the parameters are") -> None:
-    """Refuse arrays of another library, device or floating dtype than `expected`.
-
-    Raises
-    ------
-    BackendError
-        Names both sides and the call that moves the array.
-    """
-    plain = expected.xp is numpy_namespace
-    for name, x in arrays.items():
-        if x is None or (plain and type(x) is np.ndarray and x.dtype == expected.dtype):
-            continue
-        if not is_array(x):
-            raise BackendError(f"{name} must be an array, got {type(x).__name__}: {_move(name, whose)}")
-        xp, device = namespace_of(x), device_of(x)
-        # inside a JAX trace neither side has a device
-        elsewhere = device != expected.device and device is not None and expected.device is not None
-        if (
-            xp is not expected.xp  # first: dtypes of two libraries can't be compared
-            or elsewhere
-            or (x.dtype != expected.dtype and xp.isdtype(x.dtype, "real floating"))
-        ):
-            received = f"{library_name(xp)} {dtype_name(xp, x.dtype)} on {device}"
-            raise BackendError(f"{name} is {received}, but {whose} {expected}: {_move(name, whose)}")
-
-
-def _move(name: str, whose: str) -> str:
-    # an array as the target brings its library, device and dtype
-    targets = {
-        "the model is": "model.backend",
-        "the parameters are": "next(iter(params.values()))",
-        "the outputs are": "y",
-    }
-    return f"move it with portable_rnn.asarray({name}, {targets.get(whose, whose.removesuffix(' is'))})"
+_namespaces: dict[type, Any] = {np.ndarray: numpy_namespace}
 
 
 def namespace_of(x: Array) -> Any:
     """The array API namespace of an array."""
-    if type(x) is np.ndarray:  # asked often, and array_namespace takes microseconds
-        return numpy_namespace
-    if array_api_compat.is_jax_array(x):
-        return sys.modules["jax.numpy"]  # array_namespace makes an array to ask, which a transfer guard forbids
-    return array_api_compat.array_namespace(x)
+    found = _namespaces.get(type(x))
+    if found is None:  # asked often, and array_namespace takes microseconds
+        # array_namespace makes a JAX array to ask, which a transfer guard forbids
+        jax = array_api_compat.is_jax_array(x)
+        found = _namespaces[type(x)] = sys.modules["jax.numpy"] if jax else array_api_compat.array_namespace(x)
+    return found
 
 
 def device_of(x: Array) -> Any:
@@ -361,6 +376,38 @@ def device_of(x: Array) -> Any:
     if type(x) is np.ndarray:
         return "cpu"
     return array_api_compat.device(x)
+
+
+def copied(x: Array) -> Array:
+    """A copy that no write to `x` reaches; `x` itself where its library has no writes."""
+    if isinstance(x, np.ndarray):
+        return x.copy(order="K")
+    if array_api_compat.is_torch_array(x):
+        return x.clone()  # which autograd sees, unlike torch.asarray
+    return x if array_api_compat.is_jax_array(x) else namespace_of(x).asarray(x, copy=True)
+
+
+def may_share_memory(a: Array, b: Array) -> bool:
+    """Whether a write to one array could change the other; true where the library can't tell."""
+    if type(a) is np.ndarray and type(b) is np.ndarray:
+        return a is b or np.may_share_memory(a, b)
+    if array_api_compat.is_torch_array(a) and array_api_compat.is_torch_array(b):
+        return a is b or _same_storage(a, b)
+    return not (array_api_compat.is_jax_array(a) or array_api_compat.is_jax_array(b))
+
+
+def _same_storage(a: Any, b: Any) -> bool:
+    try:
+        return bool(a.untyped_storage().data_ptr() == b.untyped_storage().data_ptr())
+    except (NotImplementedError, RuntimeError):  # under a transform such as vmap
+        return False
+
+
+def write_count(x: Array) -> int | None:
+    """How often an array was written to in place; None where its library doesn't count."""
+    if type(x) is np.ndarray or not array_api_compat.is_torch_array(x) or x.is_inference():
+        return None
+    return int(x._version)
 
 
 def with_axes(x: Array, axes: tuple[int, ...]) -> Array:
@@ -416,16 +463,6 @@ def map_leaves(function: Any, tree: Any) -> Any:
         mapped = [map_leaves(function, branch) for branch in tree]
         return type(tree)(*mapped) if hasattr(tree, "_fields") else type(tree)(mapped)
     return function(tree)
-
-
-def _host_array(x: Any) -> np.ndarray[Any, Any]:
-    try:
-        return np.asarray(x)
-    except ValueError as error:
-        raise InputError(
-            "expected a rectangular nest of numbers, got rows of different lengths: "
-            "pass a list of (T_i, F) arrays, or pad with portable_rnn.data.pad_sequences"
-        ) from error
 
 
 def _as_backend(library: Any) -> Backend:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, SupportsIndex
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
+from ..arrays import host_arrays, is_array
 from ..errors import InputError
 from .csv import Table, read_csv
 from .standardizer import Standardizer
@@ -231,19 +232,18 @@ def same_time_last_period(history: ArrayLike, horizon: int, period: int) -> NDAr
     return past[:, past.shape[1] - period + np.arange(horizon) % period]
 
 
-def pad_sequences(
-    sequences: Sequence[NDArray[Any]],
-) -> tuple[NDArray[Any], NDArray[np.int64]]:
+def pad_sequences(sequences: Sequence[ArrayLike]) -> tuple[NDArray[Any], NDArray[np.int64]]:
     """Stack sequences of different lengths into one array, with zeros after the end of each.
 
     Parameters
     ----------
-    sequences : sequence of ndarray, shapes (T_i, F)
-        All of one dtype and one F; T_i may be 0.
+    sequences : sequence of array_like, shapes (T_i, F) or (T_i,)
+        Arrays, nested lists or tables such as a pandas DataFrame; alike but for T_i, which may be 0. Arrays are all of
+        one dtype.
 
     Returns
     -------
-    x : ndarray, shape (B, T, F)
+    x : ndarray, shape (B, T, F) or (B, T)
         ``x[i, : lengths[i]]`` is ``sequences[i]``, the rest is 0. T is the longest T_i.
     lengths : ndarray of int64, shape (B,)
         The T_i.
@@ -251,8 +251,8 @@ def pad_sequences(
     Raises
     ------
     InputError
-        If the list is empty, or a sequence is not a NumPy array of numbers, has another number of
-        dimensions than two, another F or another dtype than the first.
+        If the list is empty, or a sequence holds no numbers, is an array of another library, or has another shape
+        (but for its length) or another dtype than the first.
 
     Examples
     --------
@@ -261,40 +261,31 @@ def pad_sequences(
     >>> x, lengths = pad_sequences([np.ones((2, 1)), np.ones((3, 1)), np.ones((0, 1))])
     >>> x[..., 0].tolist(), lengths.tolist()
     ([[1.0, 1.0, 0.0], [1.0, 1.0, 1.0], [0.0, 0.0, 0.0]], [2, 3, 0])
+    >>> pad_sequences([[4, 5, 6], [7]])[0].tolist()
+    [[4, 5, 6], [7, 0, 0]]
     """
     if not len(sequences):
         raise InputError("sequences: expected at least one array, received an empty list: leave empty batches out")
+    dtypes: dict[Any, int] = {}
     for index, sequence in enumerate(sequences):
-        if not isinstance(sequence, np.ndarray):
+        if isinstance(sequence, np.ndarray):
+            dtypes.setdefault(sequence.dtype, index)
+        elif is_array(sequence):
             raise InputError(
                 f"sequences[{index}]: expected a NumPy array, received {type(sequence).__name__}: "
-                "convert it with np.asarray or portable_rnn.to_numpy"
+                "convert it with portable_rnn.to_numpy"
             )
-        if sequence.dtype.kind not in "fiub":
-            raise InputError(
-                f"sequences[{index}]: expected numbers, received dtype {sequence.dtype}: "
-                "convert it with .astype(np.float32)"
-            )
-        if sequence.ndim != 2:
-            fix = "write sequence[:, None]" if sequence.ndim == 1 else "list its sequences one by one"
-            raise InputError(f"sequences[{index}]: expected shape (time, features), received {sequence.shape}: {fix}")
-        if sequence.shape[1] != sequences[0].shape[1]:
-            raise InputError(
-                f"sequences[{index}]: expected {sequences[0].shape[1]} features, as in "
-                "sequences[0], "
-                f"received {sequence.shape[1]}: give every sequence the same columns"
-            )
-        if sequence.dtype != sequences[0].dtype:
-            raise InputError(
-                f"sequences[{index}]: expected dtype {sequences[0].dtype}, as in sequences[0], "
-                "received "
-                f"{sequence.dtype}: convert it with .astype(np.{sequences[0].dtype})"
-            )
-    lengths = np.array([len(sequence) for sequence in sequences], dtype=np.int64)
-    shape = (len(sequences), int(lengths.max()), sequences[0].shape[1])
-    x = np.zeros(shape, dtype=sequences[0].dtype)
-    for row, sequence in zip(x, sequences, strict=True):
-        row[: len(sequence)] = sequence
+    rows = host_arrays(sequences, "sequences")
+    if len(dtypes) > 1:
+        (first, _), (other, index) = list(dtypes.items())[:2]
+        raise InputError(
+            f"sequences[{index}]: expected dtype {first}, as of the arrays before it, received {other}: "
+            f"convert it with .astype(np.{first})"
+        )
+    lengths = np.array([len(row) for row in rows], dtype=np.int64)
+    x = np.zeros((len(rows), int(lengths.max()), *rows[0].shape[1:]), dtype=rows[0].dtype)
+    for padded, row in zip(x, rows, strict=True):
+        padded[: len(row)] = row
     return x, lengths
 
 

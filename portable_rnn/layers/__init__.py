@@ -1,7 +1,7 @@
 """Layers: configuration as frozen dataclasses, a forward pass, and the backward pass derived by hand."""
 
 from . import initializers
-from .base import Layer, checked_marks, chosen, keep_mask, padded, place_masks, random_generator, uniform, valid_steps
+from .base import Layer, chosen, keep_mask, place_masks, random_generator, uniform, valid_steps
 from .feedforward import (
     Dropout,
     Embedding,
@@ -47,14 +47,12 @@ __all__ = [
     "Span",
     "check_positive_integer",
     "check_streams",
-    "checked_marks",
     "chosen",
     "flat_layers",
     "initializers",
     "is_recurrent",
     "keep_mask",
     "one_direction",
-    "padded",
     "place_masks",
     "random_generator",
     "run_direction",

@@ -20,25 +20,31 @@ from ..arrays import (
     Params,
     Pullback,
     State,
+    apart,
     backend_of,
-    check_same_backend,
+    check_cotangent,
+    check_shapes,
+    check_unwritten,
+    checked_params,
+    checked_sequences,
+    checked_state,
+    copied,
     dtype_name,
     from_host,
-    is_array,
     is_floating,
     is_traced,
-    leaves,
     map_leaves,
     namespace_of,
     on_their_device,
+    time_marks,
     to_numpy,
-    zeros_beside,
+    write_counts,
 )
 from ..arrays import backend as as_backend
 from ..errors import InputError
 from ..execution import forward_only
 
-__all__ = ["Layer", "padded", "random_generator", "valid_steps", "zero_padding"]
+__all__ = ["Layer", "random_generator", "valid_steps", "zero_padding"]
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -177,10 +183,11 @@ class Layer(abc.ABC):
         BackendError
             Arrays of different libraries, devices or floating dtypes.
         """
-        x, marks = self._checked(params, x, state, lengths, resets)
+        params, x, state, marks = self._checked(params, x, state, lengths, resets)
         with forward_only():
             y, final, _ = self.forward(params, x, state, marks, masks)
-        return y, final
+        y = apart(y, x)
+        return y, apart(final, y, state)
 
     @on_their_device
     def vjp(
@@ -205,73 +212,64 @@ class Layer(abc.ABC):
         y, state, pullback
             ``dparams, dx, dstate = pullback(dy, dstate=None)`` takes the cotangents of `y` and of the final state
             (None means zero) and returns those of the parameters, of `x` (None where `x` is integers) and of the
-            initial state.
+            initial state. It may be called again.
+
+        Notes
+        -----
+        What the pullback needs of `x`, `state`, `lengths`, `resets`, and of `y` and `state` as returned, it has for
+        itself: ``y -= target; pullback(y)`` is right. The arrays of `params` and `masks` must not be written to before
+        the last pullback. PyTorch counts writes, so there a changed parameter is an error; NumPy and CuPy can't tell,
+        and the gradient would be wrong. New arrays in the dict (``params[name] = params[name] - step``) do no harm.
 
         Raises
         ------
         InputError, BackendError
-            As in `apply`; the pullback too, for cotangents that don't fit.
+            As in `apply`; the pullback too, for cotangents that don't fit and for parameters that PyTorch knows to
+            have been written to.
         """
-        x, marks = self._checked(params, x, state, lengths, resets)
+        params, x, state, marks = self._checked(params, x, state, lengths, resets)
+        x = copied(x)
+        state, marks = map_leaves(copied, state), Marks(marks.lengths, map_leaves(copied, marks.resets))
         y, final, residuals = self.forward(params, x, state, marks, masks)
+        y, final = copied(y), map_leaves(copied, final)
+        before = write_counts(params)
 
         @on_their_device
         def pullback(dy: Array | None = None, dstate: State = None) -> tuple[Params, Array | None, State]:
-            check_cotangent("dy", dy, y)
-            check_cotangent("dstate", dstate, final)
-            zero = namespace_of(y).zeros_like
-            return self.backward(params, residuals, zero(y) if dy is None else dy, dstate)
+            dy = check_cotangent("dy", dy, y)
+            dstate = check_cotangent("dstate", dstate, final)
+            check_unwritten(params, before)
+            dy = namespace_of(y).zeros_like(y) if dy is None else dy
+            dparams, dx, dinitial = self.backward(params, residuals, dy, dstate)
+            return dparams, apart(dx, dy), apart(dinitial, dstate)
 
         return y, final, pullback
 
-    def _checked(self, params: Params, x: Any, state: State, lengths: Lengths, resets: Any) -> tuple[Array, Marks]:
-        if isinstance(x, (list, tuple)) and x and all(is_array(row) for row in x):
-            check_same_backend(backend_of(x[0]), {f"x[{k}]": row for k, row in enumerate(x)}, whose="x[0] is")
-            if lengths is not None:
-                raise InputError("x is a list of sequences, which have their own lengths: leave lengths out")
-            x, lengths = padded(backend_of(x[0]).xp, x)
-        if not is_array(x):
-            raise InputError(f"x must be an array, got {type(x).__name__}: pass portable_rnn.asarray(x, backend)")
-        self.check_params(params)
-        common = backend_of(*params.values()) if params else backend_of(x)
-        named = dict(params) | {"x": x}
-        named |= {f"state[{k}]": leaf for k, leaf in enumerate(leaves(state))}
-        if not params and not common.xp.isdtype(x.dtype, "real floating"):
-            named.pop("x")
-        check_same_backend(common, named)
-        self.check_input(x, common.xp)
+    def _checked(
+        self, params: Params, x: Any, state: State, lengths: Lengths, resets: Any
+    ) -> tuple[Params, Array, State, Marks]:
+        params, expected = checked_params(params, self._shapes, self)
+        x, lengths = checked_sequences(x, lengths, expected)
+        expected = expected or backend_of(x)
+        self.check_input(x, expected.xp)
+        state = checked_state(state, expected)
         self.check_state(state, x.shape[0])
-        marks = checked_marks(lengths, resets, x)
+        marks = time_marks(lengths, resets, x)
         if self.takes_integers and not is_traced(x) and not is_traced(marks.lengths):
             self.check_values(to_numpy(x), None if marks.lengths is None else to_numpy(marks.lengths))
-        return x, marks
+        return params, x, state, marks
 
     @cached_property
     def _shapes(self) -> dict[str, tuple[int, ...]]:
         return self.parameter_shapes()
 
-    def check_params(self, params: Params) -> None:
-        """Raise InputError where names or shapes of `params` are not `parameter_shapes`."""
-        if not isinstance(params, dict):
-            raise InputError(f"params must be a dict of arrays, as layer.init() returns, got {type(params).__name__}")
-        for name, p in params.items():
-            if not is_array(p):
-                raise InputError(f"parameter {name!r} must be an array, got {type(p).__name__}")
-        self.check_shapes({name: tuple(p.shape) for name, p in params.items()})
+    def check_params(self, params: Params) -> Params:
+        """The parameters as plain arrays; InputError where names or shapes are not `parameter_shapes`."""
+        return checked_params(params, self._shapes, self)[0]
 
     def check_shapes(self, found: Mapping[str, tuple[int, ...]]) -> None:
         """Raise InputError where names or shapes are not `parameter_shapes`."""
-        shapes = self._shapes
-        if found.keys() != shapes.keys():
-            missing = ", ".join(sorted(shapes.keys() - found.keys())) or "none"
-            extra = ", ".join(sorted(found.keys() - shapes.keys())) or "none"
-            raise InputError(
-                f"parameters do not fit {self}: missing {missing}; unexpected {extra}; "
-                "layer.init() or model.params has them all"
-            )
-        for name, shape in shapes.items():
-            if found[name] != shape:
-                raise InputError(f"parameter {name!r} must have shape {shape}, got {found[name]}")
+        check_shapes(found, self._shapes, self)
 
 
 def random_generator(seed: int | np.random.Generator) -> np.random.Generator:
@@ -345,100 +343,10 @@ def check_rank_and_features(x: Array, xp: Any, ranks: tuple[int, ...], features:
         )
 
 
-def check_cotangent(name: str, cotangent: Any, value: Any) -> None:
-    """Raise where a cotangent has another structure, shape, library or dtype than the value it belongs to."""
-    if cotangent is None:
-        return
-    if isinstance(value, (tuple, list)):
-        if not isinstance(cotangent, (tuple, list)) or len(cotangent) != len(value):
-            raise InputError(f"{name} must be a tuple of {len(value)}, as the state, got {type(cotangent).__name__}")
-        for k, (part, of) in enumerate(zip(cotangent, value, strict=True)):
-            check_cotangent(f"{name}[{k}]", part, of)
-        return
-    if value is None:
-        raise InputError(f"{name} must be None: this layer has no state")
-    check_same_backend(backend_of(value), {name: cotangent}, whose="the outputs are")
-    if tuple(cotangent.shape) != tuple(value.shape):
-        raise InputError(f"{name} must have shape {tuple(value.shape)}, got {tuple(cotangent.shape)}")
-
-
-def checked_marks(lengths: Lengths, resets: Any, x: Array) -> Marks:
-    """Lengths and resets as arrays beside `x`."""
-    if lengths is None and resets is None:
-        return Marks()
-    if x.ndim < 2 or (x.ndim == 2 and namespace_of(x).isdtype(x.dtype, "real floating")):
-        raise InputError(f"lengths and resets need a time axis, but x has shape {tuple(x.shape)}")
-    batch_size, steps = x.shape[:2]
-    if lengths is not None:
-        lengths = checked_lengths(lengths, batch_size, steps, x)
-    if resets is not None:
-        resets = checked_resets(resets, batch_size, steps, x)
-    return Marks(lengths, resets)
-
-
-def checked_resets(resets: Any, batch_size: int, steps: int, x: Array) -> Array:
-    """`resets` as a boolean array (B, T) beside `x`."""
-    like = backend_of(x)
-    if not is_array(resets) or (isinstance(resets, np.ndarray) and like.name != "numpy"):
-        resets = like.xp.asarray(to_numpy(resets)) if is_traced(x) else from_host(to_numpy(resets), like)
-    check_same_backend(like, {"resets": resets}, whose="x is")
-    if tuple(resets.shape) != (batch_size, steps) or not like.xp.isdtype(resets.dtype, "bool"):
-        raise InputError(
-            f"resets must be booleans of shape {(batch_size, steps)}, one for each row and step of x, "
-            f"got {dtype_name(like.xp, resets.dtype)} of shape {tuple(resets.shape)}"
-        )
-    return resets
-
-
-def checked_lengths(lengths: Any, batch_size: int, steps: int, x: Array) -> Array | None:
-    """`lengths` as an integer array (B,) beside `x`, or None where every row is whole.
-
-    Host integers are checked for their range; so are arrays, at the price of reading them back, unless they are
-    traced.
-    """
-    if is_array(lengths) and is_traced(lengths):
-        return lengths
-    host = to_numpy(lengths)
-    if host.ndim != 1 or host.shape[0] != batch_size:
-        raise InputError(
-            f"lengths must have one integer for each of the {batch_size} rows, got shape {tuple(host.shape)}"
-        )
-    if host.dtype.kind not in "iu":
-        raise InputError(f"lengths must be integers, got {host.dtype}")
-    bad = host[(host < 0) | (host > steps)]
-    if bad.size:
-        raise InputError(f"lengths must lie between 0 and {steps} (the time steps of x), got {int(bad[0])}")
-    like = backend_of(x)
-    if is_array(lengths) and not isinstance(lengths, np.ndarray):
-        check_same_backend(like, {"lengths": lengths}, whose="x is")
-        return lengths
-    if is_traced(x):
-        return like.xp.asarray(host.astype(np.int32))
-    return from_host(host.astype(np.int32), like)
-
-
 def valid_steps(xp: Any, lengths: Array, steps: int, like: Array) -> Array:
     """Booleans (B, T): whether step t of row b is before its end."""
     times = xp.arange(steps, dtype=lengths.dtype, device=backend_of(like).device)
     return times[None, :] < lengths[:, None]
-
-
-def padded(xp: Any, rows: Sequence[Array]) -> tuple[Array, list[int]]:
-    """A list of sequences (T_i, ...) of one library as one array (B, T, ...) and their lengths."""
-    shapes = [tuple(row.shape) for row in rows]
-    if any(len(shape) < 1 or shape[1:] != shapes[0][1:] for shape in shapes):
-        other = next(shape for shape in shapes if not shape or shape[1:] != shapes[0][1:])
-        raise InputError(
-            f"the sequences of a list must agree in all but their length, got shapes {shapes[0]} and {other}"
-        )
-    steps = max(1, *(shape[0] for shape in shapes))
-    filled = [
-        xp.concat([row, zeros_beside(row, (steps - row.shape[0], *row.shape[1:]))], axis=0)
-        if row.shape[0] < steps
-        else row
-        for row in rows
-    ]
-    return xp.stack(filled), [shape[0] for shape in shapes]
 
 
 def zero_padding(xp: Any, x: Array, lengths: Array | None) -> Array:

@@ -12,7 +12,7 @@ import numpy as np
 from ..arrays import Array, Lengths, Marks, Params, namespace_of, on_their_device, to_numpy
 from ..execution import jit
 from ..layers import flat_layers, is_recurrent, stack_backward, suffixes, with_prefix
-from ..training import Loss, loss_function
+from ..training import Loss, loss_function, unchecked
 from .model import Model
 
 __all__ = ["GradientFlow", "LayerFlow", "gradient_flow"]
@@ -126,7 +126,7 @@ def gradient_flow(
         saved.append((layer, prefix, params, residuals))
         marks = marks if layer.keeps_time else Marks()
 
-    total, cotangent = function(value, data.y, marks.lengths)
+    total, cotangent = unchecked(function)(value, data.y, marks.lengths)
     gradients: Params = {}
     found: list[LayerFlow] = []
     for layer, prefix, params, residuals in reversed(saved):

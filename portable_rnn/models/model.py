@@ -11,24 +11,29 @@ from typing import Any
 import numpy as np
 
 from ..arrays import (
+    MODEL,
     Array,
     Backend,
     Lengths,
     Marks,
     Params,
     State,
+    apart,
     asarray,
-    check_same_backend,
-    dtype_name,
+    checked_array,
+    checked_data,
+    checked_state,
+    checked_targets,
+    copied,
     is_array,
-    leaves,
     on_their_device,
+    time_marks,
     to_numpy,
 )
 from ..arrays import backend as as_backend
 from ..errors import InputError, NonFiniteError
 from ..execution import forward_only, jit
-from ..layers import Layer, check_positive_integer, check_streams, checked_marks, padded, random_generator
+from ..layers import Layer, check_positive_integer, check_streams, random_generator
 from ..training import (
     Batches,
     Buckets,
@@ -119,7 +124,7 @@ class Model:
     def fit(
         self,
         x: Array | Sequence[Array],
-        y: Array,
+        y: Array | Sequence[Array],
         *,
         loss: str | Loss = "mse",
         optimizer: str | Optimizer = "adam",
@@ -141,9 +146,13 @@ class Model:
 
         Parameters
         ----------
-        x : array (N, T, F), or list of N arrays (T_i, F)
-        y : array
-            Targets (N, ...), or (N, T, ...) where the network keeps the time axis.
+        x : array (N, T, F), or list of N sequences (T_i, F)
+            An array, or a list of arrays, is of the model's library and dtype: ``prnn.asarray(x, model.backend)`` moves
+            and converts either. Nested lists and tables (a pandas DataFrame) have no library yet and are taken as they
+            are.
+        y : array, or list of N sequences (T_i, ...)
+            Targets (N, ...), or (N, T, ...) where the network keeps the time axis; then also a list with one target for
+            each step, such as labels (T_i,).
         loss : str or callable
             "mse", "mae", "huber", "cross_entropy", "binary_cross_entropy", or as those in `portable_rnn.losses`.
         optimizer : str or Optimizer
@@ -245,7 +254,7 @@ class Model:
     def loss_and_grad(
         self,
         x: Array | Sequence[Array],
-        y: Array,
+        y: Array | Sequence[Array],
         *,
         loss: str | Loss | None = None,
         lengths: Lengths = None,
@@ -287,7 +296,8 @@ class Model:
 
         Parameters
         ----------
-        x : array (N, T, F), or list of N arrays (T_i, F)
+        x : array (N, T, F), or list of N sequences (T_i, F)
+            As in `fit`.
         lengths : N integers, optional
         resets : array (N, T) of booleans, optional
         batch_size : int, optional
@@ -298,19 +308,21 @@ class Model:
         array (N, ...) of the model's library
         """
         run = jit(self.backend.xp, _predict, static=("network",))
-        cut = self._batches(self._data(x, lengths, resets), batch_size)
-        return cut.joined(
+        data = self._data(x, lengths, resets)
+        cut = self._batches(data, batch_size)
+        y = cut.joined(
             [
                 cut.output(run(self.params, piece.batch.x, piece.batch.marks, network=self.network), piece)
                 for piece in cut.in_order()
             ]
         )
+        return apart(y, data.x)
 
     @on_their_device
     def evaluate(
         self,
         x: Array | Sequence[Array],
-        y: Array,
+        y: Array | Sequence[Array],
         *,
         lengths: Lengths = None,
         resets: Any = None,
@@ -342,7 +354,9 @@ class Model:
             A bidirectional layer or a pooling over time needs the whole sequence.
         """
         check_streams(self.network)
-        x_t = self._placed("x_t", x_t)
+        if not is_array(x_t):
+            x_t = asarray(x_t, self.backend, dtype=None if self.network.takes_integers else self.backend.dtype_name)
+        x_t = checked_array("x_t", x_t, self.backend, MODEL)
         if x_t.ndim != (1 if self.network.takes_integers else 2):
             raise InputError(
                 "x_t must be one time step of shape (batch, features), or (batch,) integers for an Embedding, "
@@ -353,11 +367,11 @@ class Model:
         check_finite("x_t", x_t, None)
         if self.network.takes_integers:
             self.network.check_values(to_numpy(x_t), None)
+        state = checked_state(state, self.backend, MODEL)
         self.network.check_state(state, x.shape[0])
-        named = {f"state[{k}]": leaf for k, leaf in enumerate(leaves(state))}
-        check_same_backend(self.backend, named, whose="the model is")
         run = jit(self.backend.xp, _step, static=("network",))
-        return run(self.params, x, state, network=self.network)
+        y_t, new = run(self.params, x, state, network=self.network)
+        return copied(y_t), apart(new, state)  # y_t may be a part of the state
 
     def to(self, backend: str | ModuleType | Array | Backend, device: Any = None, dtype: Any = None) -> Model:
         """A copy of the model on another library, device or dtype (this model's dtype when left out)."""
@@ -381,25 +395,13 @@ class Model:
 
     # ------------------------------------------------------------------ inside
 
-    def _placed(self, name: str, value: Any) -> Array:
-        if not is_array(value):
-            return asarray(value, self.backend)
-        check_same_backend(self.backend, {name: value}, whose="the model is")
-        return value
-
     def _data(self, x: Any, lengths: Lengths, resets: Any) -> Data:
         """x padded, resets, and the lengths on the host, all checked."""
-        xp = self.backend.xp
-        if isinstance(x, (list, tuple)) and len(x) and all(is_array(row) for row in x):
-            check_same_backend(self.backend, {f"x[{k}]": row for k, row in enumerate(x)}, whose="the model is")
-            if lengths is not None:
-                raise InputError("x is a list of sequences, which have their own lengths: leave lengths out")
-            x, lengths = padded(xp, x)
-        x = self._placed("x", x)
-        self.network.check_input(x, xp)
+        x, lengths = checked_data(x, lengths, self.backend, integers=self.network.takes_integers)
+        self.network.check_input(x, self.backend.xp)
         if (lengths is not None or resets is not None) and not has_steps(self.network, x):
             raise InputError(f"lengths and resets need a time axis, but x has shape {tuple(x.shape)}")
-        marks = checked_marks(lengths, resets, x)
+        marks = time_marks(lengths, resets, x)
         host_lengths = None if marks.lengths is None else to_numpy(marks.lengths)
         check_finite("x", x, host_lengths)
         if self.network.takes_integers:
@@ -411,16 +413,9 @@ class Model:
     ) -> Data:
         """x padded, y, resets, and the lengths on the host, all checked as `fit` does; the classes for this loss."""
         data = self._data(x, lengths, resets)
-        if y is None:
-            raise InputError(f"y must be the targets of the {data.x.shape[0]} rows of x, got None")
-        y = self._placed("y", y)
-        if y.ndim == 0 or y.shape[0] != data.x.shape[0]:
-            raise InputError(
-                f"y must have one entry for each of the {data.x.shape[0]} rows of x, got shape {tuple(y.shape)}"
-            )
-        xp = self.backend.xp
-        if not xp.isdtype(y.dtype, ("real floating", "integral", "bool")):
-            raise InputError(f"y must be real numbers, got {dtype_name(xp, y.dtype)}: convert it first")
+        keeps_steps = self.network.keeps_time and has_steps(self.network, data.x)
+        steps = data.x.shape[1] if keeps_steps else None
+        y = checked_targets(y, data.x.shape[0], self.backend, steps, data.lengths)
         ends = data.lengths if has_target_steps(self.network, data.x, y) else None
         check_finite("y", y, ends)
         check_classes(self.network, loss, y, ends)

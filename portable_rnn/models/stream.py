@@ -7,12 +7,14 @@ from typing import Any
 import numpy as np
 
 from ..arrays import (
+    MODEL,
     Array,
     Marks,
     Params,
     State,
     asarray,
-    check_same_backend,
+    checked_array,
+    copied,
     from_host,
     is_array,
     leaves,
@@ -97,13 +99,16 @@ class Stream:
         y_t : array (B, ...)
         """
         if not is_array(x_t):
-            x_t = asarray(x_t, self._model.backend)
+            dtype = None if self._network.takes_integers else self._model.backend.dtype_name
+            x_t = asarray(x_t, self._model.backend, dtype=dtype)
         if x_t.dtype != self._model.backend.dtype or type(x_t) is not type(self._like):
-            check_same_backend(self._model.backend, {"x_t": x_t}, whose="the model is")
+            x_t = checked_array("x_t", x_t, self._model.backend, MODEL)
         if x_t.shape != self._shape:
             self._check_shape(x_t)
+        elif (x_t.dtype == self._model.backend.dtype) == self._network.takes_integers:
+            self._network.check_input(x_t[:, None, ...], self._xp)
         y, self._state = self._run(self._weights, x_t, self._state, network=self._network)
-        return y
+        return copied(y)  # it may be a part of the state
 
     def _check_shape(self, x_t: Array) -> None:
         if self._shape[1:] == (None,) and x_t.ndim == 2 and x_t.shape[0] == self.batch_size:

@@ -4,7 +4,18 @@ from . import losses
 from .batching import Batch, Batches, Buckets, Data, Piece, has_steps, has_target_steps
 from .callbacks import Callback, EarlyStopping, Epoch, History, Progress, notify, run_callbacks
 from .loop import TrainingRun, all_finite, loss_and_gradients, loss_value, start_optimizer, train_step
-from .losses import Huber, Loss, binary_cross_entropy, cross_entropy, huber, loss_function, loss_name, mae, mse
+from .losses import (
+    Huber,
+    Loss,
+    binary_cross_entropy,
+    cross_entropy,
+    huber,
+    loss_function,
+    loss_name,
+    mae,
+    mse,
+    unchecked,
+)
 from .memory_limit import limited, parse_bytes
 from .optimizers import (
     Adam,
@@ -73,5 +84,6 @@ __all__ = [
     "sgd",
     "start_optimizer",
     "train_step",
+    "unchecked",
     "warmup_cosine_decay",
 ]

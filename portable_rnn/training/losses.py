@@ -6,6 +6,7 @@ each row's end, whatever stands behind them in prediction or target.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,7 +15,17 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from ..arrays import Array, as_before, backend_of, device_of, dtype_name, is_array, namespace_of, on_their_device
+from ..arrays import (
+    Array,
+    as_before,
+    backend_of,
+    checked_loss_arguments,
+    device_of,
+    dtype_name,
+    is_array,
+    namespace_of,
+    on_their_device,
+)
 from ..cells import sigmoid
 from ..errors import InputError
 from ..layers import valid_steps
@@ -31,12 +42,32 @@ __all__ = [
     "loss_of_rows",
     "mae",
     "mse",
+    "unchecked",
 ]
 
 # (prediction, target, lengths) -> (value, gradient with respect to the prediction)
 Loss: TypeAlias = Callable[[Array, Array, Array | None], tuple[Array, Array]]
 
 
+def _checked(loss: Any) -> Any:
+    """A loss that checks its arguments; `unchecked` finds the one inside."""
+
+    @functools.wraps(loss)
+    def checked(prediction: Array, target: Array, lengths: Array | None = None) -> tuple[Array, Array]:
+        found: tuple[Array, Array] = loss(*checked_loss_arguments(prediction, target, lengths))
+        return found
+
+    checked.unchecked = loss  # type: ignore[attr-defined]
+    return checked
+
+
+def unchecked(loss: Loss) -> Loss:
+    """The loss without checks of its arguments, for those that have passed the public edge."""
+    inside: Loss = getattr(loss, "unchecked", loss)
+    return inside
+
+
+@_checked
 def mse(prediction: Array, target: Array, lengths: Array | None = None) -> tuple[Array, Array]:
     """Mean squared error, ``mean((prediction - target)**2)``.
 
@@ -44,7 +75,7 @@ def mse(prediction: Array, target: Array, lengths: Array | None = None) -> tuple
     ----------
     prediction : array (B, F) or (B, T, F)
     target : array of the same shape, or without the last axis where F is 1
-    lengths : integer array (B,), optional
+    lengths : B integers, optional
 
     Returns
     -------
@@ -54,7 +85,9 @@ def mse(prediction: Array, target: Array, lengths: Array | None = None) -> tuple
     Raises
     ------
     InputError
-        The shapes don't fit.
+        Shapes, dtypes or lengths don't fit.
+    BackendError
+        The target or the lengths are of another library or device than the prediction.
 
     Examples
     --------
@@ -66,6 +99,7 @@ def mse(prediction: Array, target: Array, lengths: Array | None = None) -> tuple
     return _elementwise(prediction, target, lengths, lambda xp, p, t: ((p - t) ** 2, 2 * (p - t)))
 
 
+@_checked
 def mae(prediction: Array, target: Array, lengths: Array | None = None) -> tuple[Array, Array]:
     """Mean absolute error, ``mean(abs(prediction - target))``.
 
@@ -91,6 +125,10 @@ class Huber:
 
     def __call__(self, prediction: Array, target: Array, lengths: Array | None = None) -> tuple[Array, Array]:
         """The loss and its gradient."""
+        return self.unchecked(*checked_loss_arguments(prediction, target, lengths))
+
+    def unchecked(self, prediction: Array, target: Array, lengths: Array | None = None) -> tuple[Array, Array]:
+        """The same without checks."""
 
         def value_and_slope(xp: Any, p: Array, t: Array) -> tuple[Array, Array]:
             error = p - t
@@ -105,6 +143,7 @@ def huber(delta: float = 1.0) -> Huber:
     return Huber(delta)
 
 
+@_checked
 def binary_cross_entropy(prediction: Array, target: Array, lengths: Array | None = None) -> tuple[Array, Array]:
     """Cross-entropy of Bernoulli outputs, from logits.
 
@@ -124,6 +163,7 @@ def binary_cross_entropy(prediction: Array, target: Array, lengths: Array | None
 
 
 @on_their_device
+@_checked
 def cross_entropy(prediction: Array, target: Array, lengths: Array | None = None) -> tuple[Array, Array]:
     """Cross-entropy of classes, from logits: ``mean(-log_softmax(prediction)[target])``.
 
@@ -133,7 +173,7 @@ def cross_entropy(prediction: Array, target: Array, lengths: Array | None = None
         Logits of C classes, for each row or each step.
     target : array
         Integer classes (B,) or (B, T); or probabilities such as one-hot rows, shaped as the prediction.
-    lengths : integer array (B,), optional
+    lengths : B integers, optional
 
     Returns
     -------
@@ -143,7 +183,9 @@ def cross_entropy(prediction: Array, target: Array, lengths: Array | None = None
     Raises
     ------
     InputError
-        The shapes don't fit.
+        Shapes, dtypes or lengths don't fit.
+    BackendError
+        The target or the lengths are of another library or device than the prediction.
 
     Examples
     --------
@@ -236,6 +278,7 @@ def loss_of_rows(
         A loss of the user's returns something else.
     """
     xp, shape = namespace_of(prediction), tuple(prediction.shape)
+    loss = unchecked(loss)
     if rows is not None and lengths is None and tuple(target.shape) in (shape, shape[:-1]):
         # the rows as the time steps of one row, which has a length
         steps = math.prod(shape[1:-1])

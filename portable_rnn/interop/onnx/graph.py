@@ -12,17 +12,25 @@ from typing import Any
 import numpy as np
 
 from ...arrays import (
+    PARAMETERS,
     Array,
     Marks,
     Params,
     State,
+    apart,
     backend_of,
-    check_same_backend,
+    check_unwritten,
+    checked_arrays,
+    copied,
     dtype_name,
+    is_array,
+    is_floating,
     is_traced,
     leaves,
+    map_leaves,
     namespace_of,
     to_numpy,
+    write_counts,
 )
 from ...errors import InputError
 from ...layers import Layer, uniform
@@ -110,8 +118,10 @@ class Graph(Layer):
         BackendError
             Arrays of different libraries, devices or floating dtypes.
         """
-        values, like, _ = self.evaluate(params, self._named(params, inputs))
-        return {port.name: placed(values[port.name], like) for port in self.outputs}
+        params, inputs = self._named(params, inputs)
+        values, like, _ = self.evaluate(params, inputs)
+        outputs = {port.name: placed(values[port.name], like) for port in self.outputs}
+        return {name: apart(y, params, inputs) for name, y in outputs.items()}
 
     def run_vjp(
         self, params: Params, inputs: Mapping[str, Array]
@@ -128,30 +138,35 @@ class Graph(Layer):
         outputs, pullback
             ``dparams, dinputs = pullback({name: cotangent})`` takes the cotangents of any of the outputs.
         """
-        inputs = self._named(params, inputs)
+        params, inputs = self._named(params, inputs)
+        inputs = map_leaves(copied, inputs)
         values, like, tape = self.evaluate(params, inputs)
+        before = write_counts(params)
 
         def pullback(doutputs: Mapping[str, Array]) -> tuple[Params, dict[str, Array]]:
+            check_unwritten(params, before)
             found = reverse(tape, doutputs, like)
             floating = {n: x for n, x in inputs.items() if like.xp.isdtype(x.dtype, "real floating")}
             wanted = [{n: found.get(n, like.xp.zeros_like(x)) for n, x in kind.items()} for kind in (params, floating)]
-            return wanted[0], wanted[1]
+            dparams, dinputs = apart(wanted, doutputs)
+            return dparams, dinputs
 
-        return {port.name: placed(values[port.name], like) for port in self.outputs}, pullback
+        return map_leaves(copied, {port.name: placed(values[port.name], like) for port in self.outputs}), pullback
 
-    def _named(self, params: Params, inputs: Mapping[str, Array]) -> dict[str, Array]:
+    def _named(self, params: Params, inputs: Mapping[str, Array]) -> tuple[Params, dict[str, Array]]:
         names = [port.name for port in self.inputs]
         if set(inputs) != set(names):
             raise InputError(
                 f"expected the inputs {', '.join(map(str, self.inputs))}; got {', '.join(inputs) or 'none'}"
             )
-        self.check_params(params)
-        everything = dict(params) | dict(inputs)
-        if everything:
-            floating = [a for a in everything.values() if namespace_of(a).isdtype(a.dtype, "real floating")]
-            common = backend_of(floating[0] if floating else next(iter(everything.values())))
-            check_same_backend(common, everything, whose="the parameters are" if params else f"{names[0]} is")
-        return {name: inputs[name] for name in names}
+        params = self.check_params(params)
+        everything = [*params.values(), *inputs.values()]
+        if not everything:
+            return params, {}
+        floating = [a for a in everything if is_array(a) and is_floating(namespace_of(a), a.dtype)]
+        common = backend_of(floating[0] if floating else everything[0])
+        found = checked_arrays(inputs, common, PARAMETERS if params else f"{names[0]} is")
+        return params, {name: found[name] for name in names}
 
     # ------------------------------------------------------------------ as a layer
 
