@@ -136,6 +136,7 @@ def check_pullback(subject: Subject) -> Finding:
 def check_arguments(subject: Subject) -> Finding:
     """Nothing that is passed in is changed."""
     params, x = subject.place(subject.host_params), subject.place(subject.x)
+    subject.network.apply(params, x)
     y, _, pullback = subject.network.vjp(params, x)
     dy = subject.place(subject.cotangent(to_host(y)))
     pullback(dy)
