@@ -92,6 +92,11 @@ class BackendUnderTest:
     target: prnn.Backend
     entry: Entry
 
+    @property
+    def device(self) -> Any:
+        """Where its arrays are: a test that calls what is inside the library's entry points is `on_their_device`."""
+        return self.target.device
+
     def array(self, tree: Any) -> Any:
         """A nest of NumPy arrays as arrays of this library; dtypes stay as they are."""
         return mapped(self._one_array, tree)

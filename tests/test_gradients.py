@@ -14,7 +14,7 @@ from reference import Reference
 from trees import flat, inner, mapped, relative_error
 
 import portable_rnn as prnn
-from portable_rnn.arrays import Marks
+from portable_rnn.arrays import Marks, on_their_device
 from portable_rnn.execution import sums_in_loop
 from portable_rnn.layers import stack_backward
 
@@ -114,6 +114,7 @@ def test_values_and_gradients_are_equal_across_libraries(backend: Any, name: str
     assert relative_error(backend.vjp(case.layer, **case.inputs, **case.cotangents), expected) < 1e-12
 
 
+@on_their_device
 def parameter_gradients(backend: Any, case: Case) -> Any:
     """Without dx and the cotangent of the state, on the library's arrays."""
     given, dy, dstate = backend.arrays(case.inputs), backend.array(case.dy), backend.array(case.dstate)
@@ -326,6 +327,7 @@ def test_a_missing_cotangent_is_zero(backend: Any) -> None:
         assert relative_error(got, expected) < 1e-14
 
 
+@on_their_device
 def test_the_pullback_is_linear_and_can_be_called_again(backend: Any) -> None:
     if backend.entry.jitted:
         pytest.skip("the pullback stays inside the traced function")

@@ -12,6 +12,7 @@ from trees import mapped, relative_error
 
 import portable_rnn as prnn
 from portable_rnn import execution
+from portable_rnn.arrays import on_their_device
 from portable_rnn.cells import ElmanCell, GRUCell, LSTMCell
 from portable_rnn.execution import scan
 from portable_rnn.execution.graph import pytrees
@@ -141,6 +142,7 @@ def test_arrays_that_stand_anywhere_give_the_same(compile_loops: str, monkeypatc
     execution.forget()
 
 
+@on_their_device
 def test_a_scan_may_have_no_first_input(backend: Any) -> None:
     x = np.arange(12.0).reshape(4, 3, 1)
 
@@ -158,6 +160,7 @@ def test_a_scan_may_have_no_first_input(backend: Any) -> None:
 
 @pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize("cell", [ElmanCell(), LSTMCell(), LSTMCell(peepholes=True), GRUCell()], ids=repr)
+@on_their_device
 def test_a_loss_that_sees_the_final_state_only(
     cell: Any, reverse: bool, backend: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

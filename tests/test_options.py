@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from trees import flat, mapped, relative_error
 
 import portable_rnn as prnn
+from portable_rnn.arrays import on_their_device
 from portable_rnn.cells import ACTIVATIONS, activation
 from portable_rnn.layers import chosen, keep_mask, random_generator
 
@@ -219,6 +220,7 @@ SPECS = [spec for name in ACTIVATIONS for spec in (name, *SETTINGS.get(name, ())
 
 
 @pytest.mark.parametrize("spec", SPECS)
+@on_their_device
 def test_derivatives_from_the_output_match_finite_differences(backend: Any, spec: str) -> None:
     points = np.linspace(-4, 4, 1601) + 1e-3  # 5e-3 apart: none near the kinks, which are all at round numbers
     step = 1e-6
@@ -238,6 +240,7 @@ def test_derivatives_from_the_output_match_finite_differences(backend: Any, spec
 
 @pytest.mark.parametrize("spec", [s for s in SPECS if s != "exponential"])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
+@on_their_device
 def test_activations_stay_finite_far_out(backend: Any, spec: str, dtype: str) -> None:
     a = backend.array(np.array([-1e4, -89.0, 0.0, 89.0, 1e4], dtype=dtype))
     function, xp = activation(spec), backend.target.xp

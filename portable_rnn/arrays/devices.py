@@ -26,7 +26,7 @@ def device_scope(*values: Any) -> AbstractContextManager[Any]:
     Parameters
     ----------
     *values
-        Arrays, Backends, objects with a ``backend``, and pytrees of them. The first that has a device counts.
+        Arrays, Backends, objects with a ``backend``, and pytrees of them. CuPy's first device among them counts.
     """
     cupy = sys.modules.get("cupy")
     if cupy is None or not hasattr(cupy, "cuda"):
@@ -36,8 +36,6 @@ def device_scope(*values: Any) -> AbstractContextManager[Any]:
         if isinstance(device, cupy.cuda.Device):
             scope: AbstractContextManager[Any] = cupy.cuda.Device(device.id)
             return scope
-        if device is not None:
-            break
     return _NO_SCOPE
 
 

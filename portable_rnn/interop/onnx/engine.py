@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ...arrays import Array, Backend, backend_of, from_host, is_traced, namespace_of
+from ...arrays import Array, Backend, backend_of, from_host, is_traced, namespace_of, on_their_device
 from ...errors import InputError
 from ..common import first_line
 from .budget import Budget
@@ -34,6 +34,7 @@ class Step(NamedTuple):
     pullback: Pullback
 
 
+@on_their_device
 def evaluate(
     nodes: Iterable[Node], opset: int, given: Mapping[str, Any], like: Backend, budget: Budget | None = None
 ) -> tuple[dict[str, Any], list[Step]]:
@@ -95,6 +96,7 @@ def _run_node(
     return outputs, pullback if any(wants) else None
 
 
+@on_their_device
 def reverse(tape: list[Step], cotangents: Mapping[str, Array], like: Backend) -> dict[str, Array]:
     """Run the tape backward: the cotangents of all values by name, from those of the outputs."""
     found = dict(cotangents)

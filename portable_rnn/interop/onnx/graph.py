@@ -22,6 +22,7 @@ from ...arrays import (
     check_unwritten,
     checked_arrays,
     copied,
+    device_scope,
     dtype_name,
     is_array,
     is_floating,
@@ -145,10 +146,13 @@ class Graph(Layer):
 
         def pullback(doutputs: Mapping[str, Array]) -> tuple[Params, dict[str, Array]]:
             check_unwritten(params, before)
-            found = reverse(tape, doutputs, like)
-            floating = {n: x for n, x in inputs.items() if like.xp.isdtype(x.dtype, "real floating")}
-            wanted = [{n: found.get(n, like.xp.zeros_like(x)) for n, x in kind.items()} for kind in (params, floating)]
-            dparams, dinputs = apart(wanted, doutputs)
+            with device_scope(like):
+                found = reverse(tape, doutputs, like)
+                floating = {n: x for n, x in inputs.items() if like.xp.isdtype(x.dtype, "real floating")}
+                wanted = [
+                    {n: found.get(n, like.xp.zeros_like(x)) for n, x in kind.items()} for kind in (params, floating)
+                ]
+                dparams, dinputs = apart(wanted, doutputs)
             return dparams, dinputs
 
         return map_leaves(copied, {port.name: placed(values[port.name], like) for port in self.outputs}), pullback
