@@ -10,7 +10,16 @@ from pathlib import Path
 
 import numpy as np
 
-from ..arrays import device_of, dtype_name, forbid_transfers, leaves, library_name, map_leaves, namespace_of
+from ..arrays import (
+    device_of,
+    device_scope,
+    dtype_name,
+    forbid_transfers,
+    leaves,
+    library_name,
+    map_leaves,
+    namespace_of,
+)
 from ..execution import compiles
 from ..models import Stream, load
 from .gates import explained
@@ -149,7 +158,9 @@ def check_kept(subject: Subject) -> Finding:
     target = subject.target
     y, state, pullback = subject.network.vjp(subject.params, subject.place(subject.x))
     model, _ = subject.trained
-    found = {"y": y, "state": state, "gradients": pullback(y * 1), "weights after training": model.params}
+    with device_scope(y):
+        dy = y * 1
+    found = {"y": y, "state": state, "gradients": pullback(dy), "weights after training": model.params}
     found["predictions after training"] = model.predict(subject.place(subject.x))
     kinds = {type(a) for a in leaves(subject.params)} or {type(y)}
     for name, tree in found.items():
