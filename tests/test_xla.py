@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -156,35 +157,12 @@ def test_where_jax_runs_the_loop_itself(reason: str, calls: list[bool], monkeypa
     assert relative_error(found, run(case)) < 1e-11
 
 
-def test_a_later_interface_that_refuses_is_left_alone(calls: list[bool], monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*args: Any, **options: Any) -> None:
-        raise RuntimeError("the handler's API version is incompatible")
-
-    monkeypatch.setattr(xla_call, "_handlers", {})
-    monkeypatch.setattr(jax.ffi, "register_ffi_target", refuse)
+def test_a_jax_without_callbacks_on_buffers_runs_the_loop_itself(
+    calls: list[bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "jax.experimental.buffer_callback", None)
+    monkeypatch.delattr(jax.experimental, "buffer_callback", raising=False)
+    xla_call._can_call.cache_clear()
     case = cases.make_case(prnn.GRU(2, 3), (4, 6, 2))
     assert relative_error(run_on_jax(case), run(case)) < 1e-11
     assert calls == []
-
-
-def test_the_same_loop_has_the_same_name_and_others_have_others(
-    calls: list[bool], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    names: list[str] = []
-    original = xla_call._register
-
-    def noted(name: str, compute: Any) -> None:
-        names.append(name)
-        original(name, compute)
-
-    monkeypatch.setattr(xla_call, "_register", noted)
-    x = np.ones((2, 4, 2))
-    for layer in (prnn.RNN(2, 3), prnn.RNN(2, 3, reverse=True), prnn.RNN(2, 3, nonlinearity="relu"), prnn.RNN(2, 3)):
-        machine_loops.programs.cache_clear()
-        jax.clear_caches()
-        layer.apply(on_jax(mapped(lambda a: a.astype("float64"), layer.init(0))), on_jax(x))
-    probe, *loops = names
-    assert probe == "portable_rnn"
-    assert len(loops) == 4
-    assert loops[0] == loops[3]
-    assert len(set(loops)) == 3
