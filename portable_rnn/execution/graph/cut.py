@@ -45,7 +45,7 @@ class _Cutter:
         self.level: dict[int, int] = {}
         self.stacks: list[Stack] = []
         self.work: list[tuple[Shape, bool]] = []
-        self.places: dict[int, RowBlock] = {}
+        self.placed: dict[int, RowBlock] = {}
         self.kept: dict[int, Value] = {}  # what has to be in memory
         self.needed = graph.needed()
         self.terms = graph.terms()
@@ -79,7 +79,7 @@ class _Cutter:
                         instructions.append(self._product(value))
                     else:
                         (x,) = value.operands
-                        instructions.append(RowSum(self._place_of(x), self.places[value.number]))
+                        instructions.append(RowSum(self._rows_of(x), self.placed[value.number]))
             instructions += own
         loaded = {access.buffer for own in kernels.values() for kernel in own for access in kernel.loads}
         if any(made.left in loaded for made in instructions if isinstance(made, Product)):
@@ -118,23 +118,23 @@ class _Cutter:
             elif root.op is Op.XS:
                 outputs.append(Output(Source.INPUT, root.detail[0], start, stop))
             else:
-                if value.number not in self.places:
+                if value.number not in self.placed:
                     self._put(value, Buffer(Kind.STACK, self._new_stack(value)))
-                place = self.places[value.number]
-                if place.buffer.kind is not Kind.STACK:
+                target = self.placed[value.number]
+                if target.buffer.kind is not Kind.STACK:
                     raise Untraceable("an output in other memory")
-                outputs.append(Output(Source.STACK, place.buffer.index, place.start, place.start + place.rows))
+                outputs.append(Output(Source.STACK, target.buffer.index, target.start, target.start + target.rows))
         ends = []
         for k, value in enumerate(self.graph.carry):
             if value.op is Op.CARRY and value.detail[0] == k and k not in stack_of_carry:
                 ends.append(Buffer(Kind.CARRY, k))
                 continue
-            if value.number not in self.places:
+            if value.number not in self.placed:
                 self._put(value, Buffer(Kind.NEXT, k))
-            place = self.places[value.number]
-            if place.buffer.kind is Kind.NEXT and place.buffer.index != k:
+            target = self.placed[value.number]
+            if target.buffer.kind is Kind.NEXT and target.buffer.index != k:
                 raise Untraceable("one array for two carries")
-            ends.append(place.buffer)
+            ends.append(target.buffer)
         return outputs, ends
 
     def _new_stack(self, value: Value, carry: int | None = None) -> int:
@@ -145,9 +145,9 @@ class _Cutter:
         """Keep a value in memory of its own."""
         if value.op in (Op.CARRY, Op.XS) or len(value.shape) != 2 or value.shape[1] != self.batch:
             raise Untraceable("an output that is an input, or not as wide as the carry")
-        if value.number in self.places:
+        if value.number in self.placed:
             return False
-        self.places[value.number] = RowBlock.whole(buffer, value.shape[0])
+        self.placed[value.number] = RowBlock.whole(buffer, value.shape[0])
         self.kept[value.number] = value
         return True
 
@@ -156,20 +156,20 @@ class _Cutter:
         root, _, _ = root_of(value)
         if value.op is Op.TRANSPOSE or root.number in self.constant or root.op in (Op.CARRY, Op.XS):
             return
-        if value.number not in self.places and root.number not in self.places:
+        if value.number not in self.placed and root.number not in self.placed:
             self.work.append((value.shape, value.boolean))
             self._put(value, Buffer(Kind.WORK, len(self.work) - 1))
 
-    def _place_of(self, value: object) -> RowBlock:
+    def _rows_of(self, value: object) -> RowBlock:
         """Where a value is, on its own or as rows of what is kept."""
         assert isinstance(value, Value)
         if value.shape[1] != self.batch:
             raise Untraceable("an operand that is not as wide as the carry")
-        if value.number in self.places:
-            return self.places[value.number]
+        if value.number in self.placed:
+            return self.placed[value.number]
         root, start, stop = root_of(value)
-        if root.number in self.places:
-            return self.places[root.number].inside(start, stop - start)
+        if root.number in self.placed:
+            return self.placed[root.number].inside(start, stop - start)
         if root.op in (Op.CARRY, Op.XS):
             return RowBlock(_argument(root), start, stop - start, root.shape[0])
         raise Untraceable("an operand that is not in memory")
@@ -181,10 +181,10 @@ class _Cutter:
         (matrix,) = left.operands if transposed else (left,)
         if not isinstance(matrix, Value) or matrix.number not in self.constant:
             raise Untraceable("a product whose left side changes from step to step")
-        return Product(self._constant(matrix), transposed, self._place_of(right), self.places[value.number])
+        return Product(self._constant(matrix), transposed, self._rows_of(right), self.placed[value.number])
 
     def _term(self, value: Value) -> Term:
-        left, *right = [self._place_of(operand) for operand in value.operands]
+        left, *right = [self._rows_of(operand) for operand in value.operands]
         return Term(left, right[0] if right else None)
 
     def _constant(self, value: Value) -> Buffer:
@@ -240,12 +240,12 @@ class _Filler:
         """The kernel."""
         rows = self.kernel.rows
         for value in self.group:
-            place = self.cutter.places[value.number]
-            if place.start % rows:
+            target = self.cutter.placed[value.number]
+            if target.start % rows:
                 raise Untraceable("row blocks that don't fit")
             for block in range(value.shape[0] // rows):
                 name = self._number(value, block, stored=True)
-                self.kernel.stores.append((Access(place.buffer, place.start // rows + block), name))
+                self.kernel.stores.append((Access(target.buffer, target.start // rows + block), name))
         return self.kernel
 
     def _number(self, value: Value | float, block: int, *, stored: bool = False) -> Operand:
@@ -265,12 +265,12 @@ class _Filler:
             return float(value.operands[0])  # type: ignore[arg-type]
         if value.number in self.cutter.constant:
             return self._load(self.cutter._constant(value), value, block)
-        if value.number in self.cutter.places and not stored:
-            place = self.cutter.places[value.number]
+        if value.number in self.cutter.placed and not stored:
+            target = self.cutter.placed[value.number]
             if self.cutter.level[value.number] < self.level or value.op in (Op.MATMUL, Op.SUM):
-                if place.start % rows:
+                if target.start % rows:
                     raise Untraceable("row blocks that don't fit")
-                return self._load(place.buffer, value, place.start // rows + block)
+                return self._load(target.buffer, value, target.start // rows + block)
         if value.op in (Op.CARRY, Op.XS):
             return self._load(_argument(value), value, block)
         if value.op in (Op.ROWS, Op.CONCAT) and value.shape[0] == 1 < rows:

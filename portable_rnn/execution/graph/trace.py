@@ -317,7 +317,7 @@ class Graph:
     carry, outputs, sums : list of Value
         The leaves of the new carry, of the step's outputs, and of what is summed over the steps.
     output_structure, sum_structure
-        Their nests, as from `flattened`.
+        Their structures, as from `flattened`.
     inputs : Inputs
     """
 

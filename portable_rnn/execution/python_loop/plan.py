@@ -96,7 +96,7 @@ class _Planner:
             elif value.op not in (Op.ROWS, Op.TRANSPOSE):
                 self.computed.append(value)
         self.order = {value.number: k for k, value in enumerate(self.computed)}
-        self.places: dict[int, RowBlock] = {}
+        self.placed: dict[int, RowBlock] = {}
         self.home: dict[int, int] = {}  # a result -> the first concatenation it is a part of
         for value in self.computed:
             if value.op is Op.CONCAT:
@@ -118,14 +118,14 @@ class _Planner:
         stack_of_carry = {k: self._new_stack(self.graph.inputs.carry[k], carry=k) for k in sorted(shifted)}
         carried = [root_of(value)[0] if is_whole(value) else value for value in self.graph.carry]
         for k, stack in stack_of_carry.items():
-            self._place(carried[k], _whole(Kind.STACK, stack, carried[k]))
+            self._assign(carried[k], _whole(Kind.STACK, stack, carried[k]))
         constants: dict[int, int] = {}
         for value in sorted(self.graph.outputs, key=lambda v: -root_of(v)[0].shape[0]):
             root = root_of(value)[0]
-            if root.op in (Op.CARRY, Op.XS) or root.number in self.places or root.number in constants:
+            if root.op in (Op.CARRY, Op.XS) or root.number in self.placed or root.number in constants:
                 continue
             stack = self._new_stack(root)
-            if not self._place(root, _whole(Kind.STACK, stack, root)):
+            if not self._assign(root, _whole(Kind.STACK, stack, root)):
                 constants[root.number] = stack
         outputs = []
         for value in self.graph.outputs:
@@ -137,8 +137,8 @@ class _Planner:
             elif root.number in constants:
                 outputs.append(Output(Source.STACK, constants[root.number], start, stop))
             else:
-                place = self.places[root.number]
-                outputs.append(Output(Source.STACK, place.buffer.index, place.start + start, place.start + stop))
+                target = self.placed[root.number]
+                outputs.append(Output(Source.STACK, target.buffer.index, target.start + start, target.start + stop))
         ends = self._carry_ends(carried, stack_of_carry)
         if self.donate:
             self._donate_input()
@@ -153,17 +153,17 @@ class _Planner:
         self.stacks.append(Stack(value.shape, value.boolean, carry))
         return len(self.stacks) - 1
 
-    def _place(self, value: Value, place: RowBlock) -> bool:
+    def _assign(self, value: Value, target: RowBlock) -> bool:
         """Say where a result goes, unless that is decided or it is no result of the loop."""
-        if value.number not in self.order or value.number in self.places:
+        if value.number not in self.order or value.number in self.placed:
             return False
-        self.places[value.number] = place
+        self.placed[value.number] = target
         if value.op is Op.CONCAT:  # its parts are written into it, where they are not written elsewhere
             start = 0
             for part in value.operands:
                 assert isinstance(part, Value)
                 if self.home.get(part.number) == value.number:
-                    self._place(part, place.inside(start, part.shape[0]))
+                    self._assign(part, target.inside(start, part.shape[0]))
                 start += part.shape[0]
         return True
 
@@ -171,17 +171,17 @@ class _Planner:
         """Where each carry is found after a step; the next one alternates between two buffers."""
         ends = []
         for k, value in enumerate(carried):
-            place = self.places.get(value.number)
+            target = self.placed.get(value.number)
             if k not in stack_of_carry:
                 if value.op is Op.CARRY and value.detail[0] == k:
                     ends.append(Buffer(Kind.CARRY, k).name)
                     continue
-                if place is not None and place.buffer.kind is Kind.STACK:
-                    ends.append(self._at(place))
+                if target is not None and target.buffer.kind is Kind.STACK:
+                    ends.append(self._at(target))
                     continue
             kept = k in stack_of_carry
             whole = _whole(Kind.STACK, stack_of_carry[k], value) if kept else _whole(Kind.NEXT, k, value)
-            if place != whole and not self._place(value, whole):
+            if target != whole and not self._assign(value, whole):
                 self.carried[k] = whole
             ends.append(self._at(whole))
         return ends
@@ -210,7 +210,7 @@ class _Planner:
         """The first instruction that writes to a stack."""
         buffer = Buffer(Kind.STACK, stack)
         into = (
-            k for k, v in enumerate(self.computed) if v.number in self.places and self.places[v.number].buffer == buffer
+            k for k, v in enumerate(self.computed) if v.number in self.placed and self.placed[v.number].buffer == buffer
         )
         return min(into, default=_END)
 
@@ -222,31 +222,31 @@ class _Planner:
         for k, value in enumerate(self.computed):
             operands = [o for o in value.operands if isinstance(o, Value)]
             dying = {self._owner(o) for o in operands if last.get(self._owner(o)) == k}
-            dying = {owner for owner in dying if owner in self.places and self.places[owner].buffer.kind is Kind.WORK}
+            dying = {owner for owner in dying if owner in self.placed and self.placed[owner].buffer.kind is Kind.WORK}
             # in place where an element of the result needs that element alone
             early = value.op.is_pointwise
             keep = {self._owner(o) for o in operands[:2]} if value.op is Op.WHERE else set()
             keep |= {self._owner(o) for o in operands if self._is_elsewhere(o, value)}
             now = {owner for owner in dying if early and owner not in keep}
             self._release(now, free)
-            if value.number not in self.places:
+            if value.number not in self.placed:
                 self._allocate(value, free)
             self._release(dying - now, free)
             if value.op is Op.CONCAT:
                 self._emit_concat(value)
             else:
                 names = [self._operand(o) for o in value.operands]
-                self._line(value.op, names, self._at(self.places[value.number]))
-        for k, place in self.carried.items():
-            self._copy(self.graph.carry[k], place)
+                self._line(value.op, names, self._at(self.placed[value.number]))
+        for k, target in self.carried.items():
+            self._copy(self.graph.carry[k], target)
 
     def _emit_concat(self, value: Value) -> None:
         start = 0
         for part in value.operands:
             assert isinstance(part, Value)
-            place = self.places[value.number].inside(start, part.shape[0])
-            if self.places.get(part.number) != place:
-                self._copy(part, place)
+            target = self.placed[value.number].inside(start, part.shape[0])
+            if self.placed.get(part.number) != target:
+                self._copy(part, target)
             start += part.shape[0]
 
     def _allocate(self, value: Value, free: dict[tuple[Shape, bool], list[int]]) -> None:
@@ -258,12 +258,12 @@ class _Planner:
         else:
             buffer = len(self.work)
             self.work.append(key)
-        self._place(whole, _whole(Kind.WORK, buffer, whole))
+        self._assign(whole, _whole(Kind.WORK, buffer, whole))
 
     def _whole_of(self, value: Value) -> tuple[Value, int]:
         """The outermost concatenation without a place that a result is a part of, and the row where it starts there."""
         start = 0
-        while value.number in self.home and self.home[value.number] not in self.places:
+        while value.number in self.home and self.home[value.number] not in self.placed:
             around = self.graph.values[self.home[value.number]]
             for part in around.operands:
                 if part is value:
@@ -278,13 +278,13 @@ class _Planner:
         root, start, _ = root_of(operand)
         if root.op is Op.TRANSPOSE or operand.shape != value.shape:
             return True
-        place = self.places.get(root.number)
-        return place is not None and place.start + start != self._whole_of(value)[1]
+        target = self.placed.get(root.number)
+        return target is not None and target.start + start != self._whole_of(value)[1]
 
     def _release(self, owners: set[int], free: dict[tuple[Shape, bool], list[int]]) -> None:
         for owner in sorted(owners):
             value = self.graph.values[owner]
-            free.setdefault((value.shape, value.boolean), []).append(self.places[owner].buffer.index)
+            free.setdefault((value.shape, value.boolean), []).append(self.placed[owner].buffer.index)
 
     def _owner(self, value: Value) -> int:
         """The value that owns the memory in which another stands."""
@@ -292,8 +292,8 @@ class _Planner:
 
     def _owner_of(self, number: int) -> int:
         while number in self.home:
-            place, around = self.places.get(number), self.places.get(self.home[number])
-            if place is not None and (around is None or place.buffer != around.buffer):
+            target, around = self.placed.get(number), self.placed.get(self.home[number])
+            if target is not None and (around is None or target.buffer != around.buffer):
                 break
             number = self.home[number]
         return number
@@ -342,22 +342,22 @@ class _Planner:
             return name if stop - start == rows else f"{name}[{start}:{stop}]"
         if root.op is Op.XS:
             return self._at(RowBlock(Buffer(Kind.INPUT, root.detail[0]), start, stop - start, rows))
-        return self._at(self.places[root.number].inside(start, stop - start))
+        return self._at(self.placed[root.number].inside(start, stop - start))
 
     def _hoisted_name(self, value: Value) -> str:
         if value.op is Op.SHARED:
             return Buffer(Kind.SHARED, value.detail[0]).name
         return Buffer(Kind.HOISTED, self.used.setdefault(value.number, len(self.used))).name
 
-    def _at(self, place: RowBlock) -> str:
+    def _at(self, target: RowBlock) -> str:
         """The variable for rows of some memory."""
-        base, kind = place.buffer.name, place.buffer.kind
-        if place.start == 0 and place.rows == self._base_rows(place):
+        base, kind = target.buffer.name, target.buffer.kind
+        if target.start == 0 and target.rows == self._base_rows(target):
             if kind in (Kind.INPUT, Kind.STACK):
                 self.bound.setdefault(base, base.upper())
             return base
-        name = f"{base}_{place.start}_{place.start + place.rows}"
-        rows = f"{place.start}:{place.start + place.rows}"
+        name = f"{base}_{target.start}_{target.start + target.rows}"
+        rows = f"{target.start}:{target.start + target.rows}"
         if kind in (Kind.INPUT, Kind.STACK):
             self.bound.setdefault(name, f"{base.upper()}[:, {rows}]")
             return name
@@ -368,10 +368,10 @@ class _Planner:
             return name
         return f"{base}[{rows}]"
 
-    def _base_rows(self, place: RowBlock) -> int:
-        if place.buffer.kind is Kind.STACK:
-            return self.stacks[place.buffer.index].shape[0]
-        return place.total
+    def _base_rows(self, target: RowBlock) -> int:
+        if target.buffer.kind is Kind.STACK:
+            return self.stacks[target.buffer.index].shape[0]
+        return target.total
 
     def _source(self, ends: list[str]) -> str:
         carries = range(len(ends))
