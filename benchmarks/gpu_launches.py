@@ -83,8 +83,8 @@ def numpy_as_cupy(calls: cuda.Calls) -> Iterator[list[tuple[Any, Any]]]:
         stack.enter_context(mock.patch.object(execution, "library_of", return_value=_NumpyAsCupy()))
         stack.enter_context(mock.patch.object(cuda, "library_calls", return_value=calls))
         stack.enter_context(mock.patch.object(programs, "cuda_program", program))
-        stack.callback(programs._program.cache_clear)
-        programs._program.cache_clear()
+        stack.callback(programs.program_of.cache_clear)
+        programs.program_of.cache_clear()
         yield made
 
 

@@ -59,7 +59,7 @@ def measure(size: tuple[int, int, int, int], rounds: int) -> dict[str, float]:
         jax.clear_caches()
         worth = 1 << 60 if way is None else 0
         with (
-            mock.patch.object(xla_call, "_WORTH_A_CALL", worth),
+            mock.patch.object(xla_call, "WORTH_A_CALL", worth),
             mock.patch.object(xla_call, "call_with_buffers", way),
         ):
             compiled[name] = jax.jit(step).lower(params, x).compile()

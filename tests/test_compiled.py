@@ -51,7 +51,7 @@ def turn_on(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., list[bool
         monkeypatch.setenv("PORTABLE_RNN_COMPILE", "1")
         execution.forget()
         monkeypatch.setattr(on_processor, "compiled_scan", noted)
-        monkeypatch.setattr(machine_loops, "_FEWEST", 1)
+        monkeypatch.setattr(machine_loops, "FEWEST_COLUMNS", 1)
         if by is not None:
             share(by, monkeypatch)
         return ran
@@ -288,9 +288,9 @@ def test_predictions_are_compiled_only_where_the_compiler_is_loaded(
 def test_a_few_columns_are_left_to_the_plan(
     steps: int, batch: int, compiled: bool, turn_on: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fewest = machine_loops._FEWEST
+    fewest = machine_loops.FEWEST_COLUMNS
     ran = turn_on()
-    monkeypatch.setattr(machine_loops, "_FEWEST", fewest)
+    monkeypatch.setattr(machine_loops, "FEWEST_COLUMNS", fewest)
     layer = prnn.GRU(3, 4)
     layer.vjp(layer.init(0), np.ones((batch, steps, 3), dtype="float32"))
     assert ran == [compiled]
@@ -334,7 +334,7 @@ def test_several_threads_at_once(by: str, turn_on: Any) -> None:
 def test_threads_that_fell_asleep(by: str, turn_on: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Between loops each sleeps, or looks for work, or is about to sleep."""
     turn_on(by)
-    monkeypatch.setattr(thread_pool, "_POLLS_BEFORE_BLOCKING", 1280)
+    monkeypatch.setattr(thread_pool, "POLLS_BEFORE_BLOCKING", 1280)
     case = cases.make_case(prnn.LSTM(2, 3), (7, 9, 2))
     expected = run(case)
     states = set()

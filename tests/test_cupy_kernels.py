@@ -240,7 +240,7 @@ def test_a_step_that_no_kernel_can_be_made_of_runs_as_it_is(folder: Path) -> Non
     with plain_loop():
         expected = outcome(case)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cuda, "_MOST_ELEMENTS", 6)
+        patch.setattr(cuda, "MOST_ELEMENTS", 6)
         with standing_in(folder) as made:
             found = outcome(case)
     assert {program for _, program in made} == {None}
@@ -345,7 +345,7 @@ def test_the_table_of_launches() -> None:
 
 
 def test_counting_finds_a_layer_without_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cuda, "_MOST_ELEMENTS", 1)
+    monkeypatch.setattr(cuda, "MOST_ELEMENTS", 1)
     with pytest.raises(RuntimeError, match="can't be cut into kernels"):
         gpu_launches.count(prnn.RNN(3, 4))
 

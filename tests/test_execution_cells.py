@@ -33,7 +33,7 @@ CELLS = {**dict.fromkeys(cases.RECURRENT, cases), **dict.fromkeys(test_more_cell
 @pytest.fixture
 def fresh() -> Iterator[None]:
     """No programs of earlier tests, and none left behind."""
-    programs = recorded_programs._program  # another stands there while a test runs
+    programs = recorded_programs.program_of  # another stands there while a test runs
     programs.cache_clear()
     yield
     programs.cache_clear()
@@ -43,14 +43,14 @@ def fresh() -> Iterator[None]:
 def seen(fresh: None, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """What becomes of each step that a test runs: the program, or None for the plain loop."""
     found: list[Any] = []
-    original = recorded_programs._program
+    original = recorded_programs.program_of
 
     def program(*args: Any) -> Any:
         found.append((args[3], original(*args)))
         return found[-1][1]
 
     program.cache_clear = original.cache_clear  # type: ignore[attr-defined]
-    monkeypatch.setattr(recorded_programs, "_program", program)
+    monkeypatch.setattr(recorded_programs, "program_of", program)
     return found
 
 
@@ -110,14 +110,14 @@ def test_a_users_cell_that_cannot_be_recorded_runs_as_it_is(cell: Any, seen: lis
 
 def test_a_program_is_kept_for_each_form_dtype_and_configuration(fresh: None) -> None:
     def misses(layer: prnn.Layer, shape: tuple[int, ...], dtype: str = "float64") -> int:
-        before = recorded_programs._program.cache_info().misses
+        before = recorded_programs.program_of.cache_info().misses
         case = cases.make_case(layer, shape).astype(dtype)
-        before = recorded_programs._program.cache_info().misses
+        before = recorded_programs.program_of.cache_info().misses
         layer.apply(case.params, case.x)
-        return recorded_programs._program.cache_info().misses - before
+        return recorded_programs.program_of.cache_info().misses - before
 
     case = cases.make_case(prnn.GRU(2, 3), (4, 5, 2))
-    recorded_programs._program.cache_clear()
+    recorded_programs.program_of.cache_clear()
     case.layer.apply(case.params, case.x)
     assert misses(prnn.GRU(2, 3), (4, 5, 2)) == 0
     assert misses(prnn.GRU(2, 3), (4, 9, 2)) == 0  # another number of steps
@@ -223,7 +223,7 @@ def test_torch_calls_of_every_mode_may_follow_each_other(name: str, fresh: None)
             return mapped(torch.Tensor.numpy, (y, final, *pullback(**tensors(case.cotangents))))
 
     for order in itertools.permutations(modes):
-        recorded_programs._program.cache_clear()  # the first call makes what is used again
+        recorded_programs.program_of.cache_clear()  # the first call makes what is used again
         for mode in (*order, *order):
             check(call(mode), expected, 1e-12)
         with ThreadPoolExecutor(1) as pool:  # torch's modes are a thread's own

@@ -96,13 +96,13 @@ def share(by: str, patch: pytest.MonkeyPatch) -> None:
     patch.setattr(machine_loops, "takes_rows", lambda dtype, columns: vectors and columns > 1)
     for module in (machine_loops, thread_pool):
         patch.setattr(module, "thread_count", lambda: 1 if by == "one thread" else 3)
-    patch.setattr(thread_pool, "_pool", thread_pool.ThreadPool())
-    patch.setattr(machine_loops, "_WORTH_A_THREAD", 0)
-    patch.setattr(machine_loops, "_LINE", 16)
-    patch.setattr(machine_loops, "_WORTH_WAITING", 0 if rows else 1 << 60)
-    patch.setattr(workspace, "_COLLECTED", 5)
-    patch.setattr(machine_loops, "_OWN_SUMS", 0 if by == "columns, sums by rows" else 1 << 20)
-    patch.setattr(machine_loops, "_FEWEST", 1)
+    patch.setattr(thread_pool, "pool", thread_pool.ThreadPool())
+    patch.setattr(machine_loops, "WORTH_A_THREAD", 0)
+    patch.setattr(machine_loops, "LINE", 16)
+    patch.setattr(machine_loops, "WORTH_WAITING", 0 if rows else 1 << 60)
+    patch.setattr(workspace, "COLLECTED", 5)
+    patch.setattr(machine_loops, "MOST_OWN_SUMS", 0 if by == "columns, sums by rows" else 1 << 20)
+    patch.setattr(machine_loops, "FEWEST_COLUMNS", 1)
     machine_loops.programs.cache_clear()
 
 

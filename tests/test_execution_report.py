@@ -20,7 +20,7 @@ from portable_rnn.execution.libraries import on_processor
 def nothing_is_known() -> None:
     """Of steps that ran before."""
     execution.forget()
-    report._say.cache_clear()
+    report.say_once.cache_clear()
 
 
 @dataclass(frozen=True)

@@ -112,7 +112,7 @@ def test_the_address_of_an_array() -> None:
 def test_arrays_that_stand_anywhere_give_the_same(compile_loops: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PORTABLE_RNN_COMPILE", compile_loops)
     execution.forget()
-    monkeypatch.setattr(machine_loops, "_FEWEST", 1)
+    monkeypatch.setattr(machine_loops, "FEWEST_COLUMNS", 1)
 
     def misaligned(a: Any) -> Any:
         memory = np.zeros(a.nbytes + 1, dtype=np.uint8)
@@ -165,7 +165,7 @@ def test_a_loss_that_sees_the_final_state_only(
     cell: Any, reverse: bool, backend: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """No cotangent of the outputs is as good as one of zeros, in fewer operations."""
-    monkeypatch.setattr(machine_loops, "_FEWEST", 1)
+    monkeypatch.setattr(machine_loops, "FEWEST_COLUMNS", 1)
     rng = np.random.default_rng(0)
     steps, batch, features, hidden = 6, 3, 2, 4
     p = {name: rng.standard_normal(shape) for name, shape in cell.parameter_shapes(features, hidden, True).items()}

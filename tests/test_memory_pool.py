@@ -54,7 +54,7 @@ def test_an_array_is_what_was_asked_for() -> None:
 def test_small_arrays_are_not_kept() -> None:
     a = memory_pool.empty((4, 4), "float64")
     assert a.shape == (4, 4)
-    assert not memory_pool._blocks
+    assert not memory_pool.blocks
 
 
 def test_a_number_of_arrays_at_once_share_nothing() -> None:
@@ -151,10 +151,10 @@ def test_what_is_kept_is_limited(monkeypatch: pytest.MonkeyPatch) -> None:
     many = [memory_pool.empty(SHAPE, "float64") for _ in range(5)]
     for k, a in enumerate(many):
         a[...] = k
-    assert len(memory_pool._blocks) == 3
+    assert len(memory_pool.blocks) == 3
     assert [float(a.max()) for a in many] == list(range(5))  # those that are no longer kept still are their owners'
     memory_pool.empty((4, *SHAPE), "float64")
-    assert sum(block.nbytes for block in memory_pool._blocks) <= 3 * size
+    assert sum(block.nbytes for block in memory_pool.blocks) <= 3 * size
 
 
 def test_forget_leaves_what_is_in_use() -> None:
@@ -162,7 +162,7 @@ def test_forget_leaves_what_is_in_use() -> None:
     a[...] = 7.0
     del b
     memory_pool.forget()
-    assert not memory_pool._blocks
+    assert not memory_pool.blocks
     other = memory_pool.empty(SHAPE, "float64")
     other[...] = 0.0
     assert float(a.min()) == 7.0
@@ -209,6 +209,6 @@ def test_results_that_users_keep_stay_what_they_are() -> None:
         kept.append(leaves)
         copies.append([np.array(leaf) for leaf in leaves])
         del y, final, pullback, dparams, dx, dstate
-    assert memory_pool._blocks
+    assert memory_pool.blocks
     for mine, before in zip(kept, copies, strict=True):
         assert all(np.array_equal(a, b) for a, b in zip(mine, before, strict=True))

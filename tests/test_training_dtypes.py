@@ -99,7 +99,7 @@ def _loops(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> I
     if request.param == "1" and importlib.util.find_spec("llvmlite") is None:
         pytest.skip("llvmlite is not installed")
     monkeypatch.setenv("PORTABLE_RNN_COMPILE", request.param)
-    monkeypatch.setattr(machine_program, "_FEWEST", 1)
+    monkeypatch.setattr(machine_program, "FEWEST_COLUMNS", 1)
     execution.forget()
     yield
     execution.forget()

@@ -41,12 +41,12 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[bool]]:
         return original(self, *args, **options)
 
     def forget() -> None:
-        xla_call._can_call.cache_clear()
+        xla_call.can_call.cache_clear()
         jax.clear_caches()
 
     monkeypatch.setattr(xla_call, "has_llvm", lambda: True)  # NumPy's loops stay planned
     monkeypatch.setattr(machine_loops.CompiledProgram, "compute", noted)
-    monkeypatch.setattr(xla_call, "_WORTH_A_CALL", 0)
+    monkeypatch.setattr(xla_call, "WORTH_A_CALL", 0)
     forget()
     yield ran
     forget()
@@ -113,7 +113,7 @@ def test_derivatives_of_derivatives_are_those_of_jax(calls: list[bool], monkeypa
         return np.asarray(jax.hessian(lambda x: jnp.sum(layer.apply(params, x)[0] ** 2))(x))
 
     found = curvature()
-    monkeypatch.setattr(xla_call, "_WORTH_A_CALL", 1 << 60)
+    monkeypatch.setattr(xla_call, "WORTH_A_CALL", 1 << 60)
     assert relative_error(found, curvature()) < 1e-12
 
 
@@ -144,14 +144,14 @@ def test_an_error_in_a_call_comes_out_of_jax(calls: list[bool], monkeypatch: pyt
 def test_where_jax_runs_the_loop_itself(reason: str, calls: list[bool], monkeypatch: pytest.MonkeyPatch) -> None:
     case = cases.make_case(prnn.LSTM(2, 3), (4, 6, 2))
     if reason == "small":
-        monkeypatch.setattr(xla_call, "_WORTH_A_CALL", 1 << 24)
+        monkeypatch.setattr(xla_call, "WORTH_A_CALL", 1 << 24)
     elif reason == "several devices":
         monkeypatch.setattr(jax, "device_count", lambda: 2)
     elif reason == "another platform":
         monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     else:
         monkeypatch.setattr(xla_call, "has_llvm", lambda: False)
-    xla_call._can_call.cache_clear()
+    xla_call.can_call.cache_clear()
     found = run_on_jax(case)
     assert calls == []
     assert relative_error(found, run(case)) < 1e-11
@@ -162,7 +162,7 @@ def test_a_jax_without_callbacks_on_buffers_runs_the_loop_itself(
 ) -> None:
     monkeypatch.setitem(sys.modules, "jax.experimental.buffer_callback", None)
     monkeypatch.delattr(jax.experimental, "buffer_callback", raising=False)
-    xla_call._can_call.cache_clear()
+    xla_call.can_call.cache_clear()
     case = cases.make_case(prnn.GRU(2, 3), (4, 6, 2))
     assert relative_error(run_on_jax(case), run(case)) < 1e-11
     assert calls == []

@@ -24,7 +24,7 @@ _ALIGNMENT = 64  # a cache line, and the widest vector
 HostArray: TypeAlias = npt.NDArray[np.generic]
 
 _lock = threading.Lock()
-_blocks: list[HostArray] = []
+blocks: list[HostArray] = []
 
 
 def _references(blocks: list[HostArray], k: int) -> int:
@@ -53,21 +53,21 @@ def empty(shape: tuple[int, ...], dtype: npt.DTypeLike) -> HostArray:
 def forget() -> None:
     """Give all memory back that is not in use."""
     with _lock:
-        _blocks.clear()
+        blocks.clear()
 
 
 def _fitting(size: int) -> HostArray | None:
     """The smallest free block that is large enough, and not much larger."""
     best = None
-    for k in range(len(_blocks)):
-        held = _blocks[k].nbytes
-        fits = size <= held <= 2 * size and (best is None or held < _blocks[best].nbytes)
-        if fits and _references(_blocks, k) == _FREE:
+    for k in range(len(blocks)):
+        held = blocks[k].nbytes
+        fits = size <= held <= 2 * size and (best is None or held < blocks[best].nbytes)
+        if fits and _references(blocks, k) == _FREE:
             best = k
     if best is None:
         return None
-    block = _blocks.pop(best)
-    _blocks.append(block)  # the last used stand last
+    block = blocks.pop(best)
+    blocks.append(block)  # the last used stand last
     return block
 
 
@@ -76,10 +76,10 @@ def _new_block(size: int) -> HostArray:
     start = -raw.ctypes.data % _ALIGNMENT
     # `frombuffer` makes the block the owner in the eyes of its views, so that they refer to it and not to `raw`
     block = np.frombuffer(raw.data[start : start + size], dtype=np.uint8)
-    kept = sum(other.nbytes for other in _blocks)
-    while _blocks and kept + size > MOST:
-        kept -= _blocks[0].nbytes
-        del _blocks[0]  # those that refer to it keep it
+    kept = sum(other.nbytes for other in blocks)
+    while blocks and kept + size > MOST:
+        kept -= blocks[0].nbytes
+        del blocks[0]  # those that refer to it keep it
     if size <= MOST:
-        _blocks.append(block)
+        blocks.append(block)
     return block

@@ -14,11 +14,11 @@ from .python_loop.calls import calls_of
 from .python_loop.plan import make_plan
 from .python_loop.program import PlannedProgram
 
-__all__ = ["forget", "planned_scan"]
+__all__ = ["forget", "planned_scan", "program_of"]
 
 
 @functools.lru_cache(maxsize=128)
-def _program(
+def program_of(
     xp: ModuleType, library: str, device: object, step: Step, structures: Structures, form: Form, donate: bool
 ) -> Program | None:
     """The program of a step for arguments of this form, or None where it can't be recorded.
@@ -41,7 +41,7 @@ def _program(
 
 def forget() -> None:
     """Drop all programs, and their workspaces with them."""
-    _program.cache_clear()
+    program_of.cache_clear()
 
 
 def planned_scan(
@@ -62,7 +62,7 @@ def planned_scan(
         return None
     # CuPy's devices have no hash; its programs keep no arrays
     device = None if library == "cupy" else given.leaves[0][0].device
-    program = _program(xp, library, device, step, given.structures, given.form, donate)
+    program = program_of(xp, library, device, step, given.structures, given.form, donate)
     if program is None:
         return None
     found = program.run(xp, *given.leaves, reverse=reverse)

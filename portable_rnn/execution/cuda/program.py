@@ -25,7 +25,7 @@ from .source import NUMBER_TYPES, cuda_source
 __all__ = ["Calls", "CudaProgram", "cuda_program", "library_calls"]
 
 _THREADS = 128  # of a block
-_MOST_ELEMENTS = 1 << 31  # an element's number in a row block is an int
+MOST_ELEMENTS = 1 << 31  # an element's number in a row block is an int
 
 
 Launch: TypeAlias = Callable[..., None]  # kernel(grid, block, arguments)
@@ -87,7 +87,7 @@ class CudaProgram:
             numbers = [o for _, _, operands in kernel.statements for o in operands] + [n for _, n in kernel.stores]
             if not all(isinstance(n, str) or abs(n) < float("inf") for n in numbers):
                 raise Untraceable("a number that is not finite")
-            if kernel.rows * self.batch >= _MOST_ELEMENTS:
+            if kernel.rows * self.batch >= MOST_ELEMENTS:
                 raise Untraceable("more elements than fit an int")
             source = cuda_source(kernel, f"step_kernel{k}", dtype, booleans)
             self.kernels.append((self.calls.kernel(source, f"step_kernel{k}"), kernel.buffers()))

@@ -11,7 +11,7 @@ import sys
 from .instructions import CutGraph, Kernel, Operand, Product, RowSum
 from .trace import Graph, Value
 
-__all__ = ["dump", "say_fallback", "show_cut", "show_graph"]
+__all__ = ["dump", "say_fallback", "say_once", "show_cut", "show_graph"]
 
 _logger = logging.getLogger("portable_rnn.execution")
 
@@ -26,11 +26,11 @@ def say_fallback(step: object, kind: str, reason: object) -> None:
         Of loop, which it can't have.
     reason : str or exception
     """
-    _say(_name(step), kind, str(reason))
+    say_once(_name(step), kind, str(reason))
 
 
 @functools.lru_cache(maxsize=1024)
-def _say(name: str, kind: str, reason: str) -> None:
+def say_once(name: str, kind: str, reason: str) -> None:
     _logger.info("%s has no %s: %s", name, kind, reason)
 
 

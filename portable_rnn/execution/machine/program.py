@@ -33,11 +33,13 @@ from .workspace import CARRY, SHARED, XS, Layout, Read, Workspace, address_of
 
 __all__ = ["CompiledProgram", "Memory", "compiled_scan", "forget", "programs"]
 
-_WORTH_A_THREAD = 1 << 21  # multiplications of a loop
-_WORTH_WAITING = 1 << 18  # multiplications of a step, after which threads wait for each other
-_OWN_SUMS = 1 << 20  # numbers of all sums over time, up to which each thread has its own
-_FEWEST = 32  # columns of all steps: a product with some of them takes as long as it takes to lay its weights out
-_LINE = 64  # bytes of the cache
+WORTH_A_THREAD = 1 << 21  # multiplications of a loop
+WORTH_WAITING = 1 << 18  # multiplications of a step, after which threads wait for each other
+MOST_OWN_SUMS = 1 << 20  # numbers of all sums over time, up to which each thread has its own
+FEWEST_COLUMNS = (
+    32  # columns of all steps: a product with some of them takes as long as it takes to lay its weights out
+)
+LINE = 64  # bytes of the cache
 
 HostArray: TypeAlias = npt.NDArray[np.generic]
 ArrayForm: TypeAlias = tuple[Shape, np.dtype[np.generic]]
@@ -76,12 +78,12 @@ class CompiledProgram:
         self.multiplications = sum(sizes) * self.batch  # of a step
         lanes = vector_lanes(dtype, self.batch)
         sums_rows = any(isinstance(instruction, RowSum) for instruction in made.instructions)
-        few = self.batch < 2 * lanes and self.multiplications >= _WORTH_WAITING and not sums_rows
+        few = self.batch < 2 * lanes and self.multiplications >= WORTH_WAITING and not sums_rows
         self.by_rows = few and thread_count() > 1
         self.routines = routines(dtype, lanes)
         shapes = {buffer: value.shape for buffer, value in inputs.items()}
-        self.own_sums = not self.by_rows and self.sum_ends[-1] <= _OWN_SUMS
-        self.lanes = max(lanes, _LINE // self.dtype.itemsize)  # of a thread at least: none writes to another's line
+        self.own_sums = not self.by_rows and self.sum_ends[-1] <= MOST_OWN_SUMS
+        self.lanes = max(lanes, LINE // self.dtype.itemsize)  # of a thread at least: none writes to another's line
         whole = self.by_rows or self.batch <= self.lanes  # every thread takes all columns
         self.few = self.batch if whole and takes_rows(dtype, self.batch) else 0
         form = LoopForm(shapes, booleans, dtype, lanes, self.batch == 1, self.by_rows, self.few, self.own_sums)
@@ -189,7 +191,7 @@ class CompiledProgram:
         self, carry: list[Array], xs: list[Array], shared: list[Array], memory: Memory, *, reverse: bool
     ) -> dict[int, HostArray]:
         """Run the loop over NumPy arrays. Returns the carries of `end_forms`."""
-        most = thread_count() if self.multiplications * xs[0].shape[0] >= _WORTH_A_THREAD else 1
+        most = thread_count() if self.multiplications * xs[0].shape[0] >= WORTH_A_THREAD else 1
         if most == 1:
             return self._compute(1, carry, xs, shared, memory, reverse)
         with several(most) as count:
@@ -390,4 +392,4 @@ def _fits(library: str, leaves: Leaves) -> bool:
     """Whether there is enough to do, on the processor."""
     first, over_time = leaves[0][0], leaves[1][0]
     columns: int = over_time.shape[0] * first.shape[-1]
-    return columns >= _FEWEST and (library == "numpy" or first.device.type == "cpu")
+    return columns >= FEWEST_COLUMNS and (library == "numpy" or first.device.type == "cpu")

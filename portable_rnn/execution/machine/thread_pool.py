@@ -32,7 +32,7 @@ __all__ = ["ThreadPool", "current", "run_in_threads", "several", "thread_count"]
 _WORDS = 16  # of a worker's slot: two lines of the cache, since processors fetch them in pairs
 _STATE, _FUNCTION, _ARGUMENT, _SEMAPHORE, _POLLS, _SYSTEM_ID = range(6)  # of which these are used
 BLOCKED, POLLING, BUSY, ENDING, ENDED = range(5)  # states
-_POLLS_BEFORE_BLOCKING = 3000 * 64  # about a millisecond
+POLLS_BEFORE_BLOCKING = 3000 * 64  # about a millisecond
 _YIELD_EVERY = 64  # polls
 _MOST = 1024  # threads
 
@@ -176,7 +176,7 @@ class ThreadPool:
     def start(self, count: int) -> None:
         """Have so many workers."""
         for k in range(self.count, count):
-            self._words[k, [_STATE, _SEMAPHORE, _POLLS]] = BLOCKED, _new_semaphore(), _POLLS_BEFORE_BLOCKING
+            self._words[k, [_STATE, _SEMAPHORE, _POLLS]] = BLOCKED, _new_semaphore(), POLLS_BEFORE_BLOCKING
             start = ctypes.pythonapi.PyThread_start_new_thread
             start.restype, start.argtypes = ctypes.c_ulong, [ctypes.c_void_p, ctypes.c_void_p]
             if start(_library().addresses["worker"], self._slots + 8 * _WORDS * k) == ctypes.c_ulong(-1).value:
@@ -247,25 +247,25 @@ def _processor() -> int:
     return -1 if find is None else int(find())
 
 
-_pool = ThreadPool()
+pool = ThreadPool()
 
 
 def current() -> ThreadPool:
     """The pool of this process."""
-    return _pool
+    return pool
 
 
 def _end() -> None:
-    _pool.end()
+    pool.end()
 
 
 atexit.register(_end)
 
 
 def _start_anew() -> None:
-    global _pool
-    _pool.forget()
-    _pool = ThreadPool()
+    global pool
+    pool.forget()
+    pool = ThreadPool()
 
 
 if hasattr(os, "register_at_fork"):
@@ -275,7 +275,7 @@ if hasattr(os, "register_at_fork"):
 @contextmanager
 def several(most: int) -> Iterator[int]:
     """How many threads, up to `most`, `run_in_threads` may use inside: of several callers only one has them."""
-    mine = _pool
+    mine = pool
     free = most > 1 and not mine.ended and mine.taken.acquire(blocking=False)
     try:
         yield min(most, thread_count()) if free else 1
@@ -286,4 +286,4 @@ def several(most: int) -> Iterator[int]:
 
 def run_in_threads(function: int, arguments: npt.NDArray[np.int64]) -> None:
     """Run the function at an address for each of the words in an array, in a thread of its own; the first in this."""
-    _pool.run(function, arguments)
+    pool.run(function, arguments)

@@ -26,8 +26,8 @@ __all__ = ["CARRY", "SHARED", "XS", "Layout", "Read", "Workspace", "address_of"]
 
 CARRY, XS, SHARED = range(3)  # groups of a loop's arguments
 
-_COLLECTED = 512  # columns that are taken together for the sums over time
-_LINE = 64  # bytes of the cache
+COLLECTED = 512  # columns that are taken together for the sums over time
+LINE = 64  # bytes of the cache
 _SMALL = 1 << 16  # bytes: workspaces of less are kept
 
 
@@ -72,7 +72,7 @@ class Workspace:
         self.entry = program.library.addresses[program.name]
         self.strides: list[tuple[int, ...]] = []
         steps = [stop - start if program.own_sums else batch for start, stop in shares]  # columns of one
-        capacities = [max(_COLLECTED // width, 1) * width for width in steps]
+        capacities = [max(COLLECTED // width, 1) * width for width in steps]
         self.buffers = {
             Buffer(kind, k): np.empty(shape, dtype)
             for k, (shape, dtype) in enumerate(program.carry_forms)
@@ -112,8 +112,8 @@ class Workspace:
 
     def _lay_out(self, sizes: dict[tuple[Argument, int | None], int], size: int) -> None:
         """Decide where in one piece of memory everything stands."""
-        ends = list(itertools.accumulate((-(-n * size // _LINE) * _LINE for n in sizes.values()), initial=0))
-        self.bytes = ends[-1] + _LINE
+        ends = list(itertools.accumulate((-(-n * size // LINE) * LINE for n in sizes.values()), initial=0))
+        self.bytes = ends[-1] + LINE
         self.memory: npt.NDArray[np.generic] | None = None
         index = self.program.index
         moving = dict.fromkeys(name for name, _ in sizes)
@@ -139,7 +139,7 @@ class Workspace:
             self.write(self.table, 0, *addresses, steps, reverse)
         if self.memory is None:
             self.memory = memory_pool.empty((self.bytes,), np.uint8)
-            base = -(-address_of(self.memory) // _LINE) * _LINE
+            base = -(-address_of(self.memory) // LINE) * LINE
             self.table[:, self.moving] = base + self.offsets
         others = self._sums_of_others(sums) if several and self.program.own_sums and sums.size else None
         self.counter[0] = 0

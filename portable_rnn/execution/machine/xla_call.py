@@ -24,7 +24,7 @@ from .program import CompiledProgram, Memory, programs
 
 __all__ = ["call_with_buffers", "machine_scan", "run_on_host", "worth_a_call"]
 
-_WORTH_A_CALL = 1 << 23  # multiplications of a loop, of which XLA's own takes longer than it takes to get there
+WORTH_A_CALL = 1 << 23  # multiplications of a loop, of which XLA's own takes longer than it takes to get there
 
 Found: TypeAlias = tuple[PyTree, PyTree, PyTree]  # carry, outputs, sums
 Plain: TypeAlias = Callable[[PyTree, PyTree, PyTree], Found]
@@ -33,11 +33,11 @@ Plain: TypeAlias = Callable[[PyTree, PyTree, PyTree], Found]
 def worth_a_call(multiplications: object) -> bool:
     """Whether JAX's loops of this size run as machine code in this process."""
     # where a size is not known yet, it is no number
-    return isinstance(multiplications, int) and multiplications >= _WORTH_A_CALL and has_llvm() and _can_call()
+    return isinstance(multiplications, int) and multiplications >= WORTH_A_CALL and has_llvm() and can_call()
 
 
 @functools.cache
-def _can_call() -> bool:
+def can_call() -> bool:
     import jax
 
     # several devices share arrays, which a call would take as a whole
@@ -125,7 +125,7 @@ def call_with_buffers(program: CompiledProgram, reverse: bool, results: list[obj
         run_on_host(program, reverse, list(map(np.asarray, arguments)), list(map(np.asarray, out)))
 
     buffer_callback = _buffer_callback()
-    assert buffer_callback is not None, "asked before `_can_call`"
+    assert buffer_callback is not None, "asked before `can_call`"
     return buffer_callback(compute, results)(*leaves)
 
 
