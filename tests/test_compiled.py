@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import importlib.util
 import itertools
 import multiprocessing
@@ -11,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -29,7 +31,7 @@ import portable_rnn as prnn
 from portable_rnn import execution
 from portable_rnn.execution import memory_pool
 from portable_rnn.execution.libraries import on_processor
-from portable_rnn.execution.machine import compiler, thread_pool
+from portable_rnn.execution.machine import compiler, loop, thread_pool
 from portable_rnn.execution.machine import program as machine_loops
 from portable_rnn.execution.machine.arguments import LoopForm
 
@@ -269,6 +271,24 @@ def test_it_is_turned_on_and_off_by_the_environment(monkeypatch: pytest.MonkeyPa
             assert (compiler.has_llvm(), compiler.is_loaded()) == (found, loaded)
     finally:
         execution.forget()
+
+
+def test_machine_code_is_freed_with_the_programs_that_run_it(turn_on: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    turn_on()
+    made: list[weakref.ref[Any]] = []
+    original = loop.Library
+
+    def noted(*args: Any) -> compiler.Library:
+        library = original(*args)
+        made.extend(weakref.ref(function.keeps[0]) for function in library.functions.values())
+        return library
+
+    monkeypatch.setattr(loop, "Library", noted)
+    run(both_directions("gru"))
+    assert {reference() is None for reference in made} == {False}
+    execution.forget()
+    gc.collect()
+    assert {reference() is None for reference in made} == {True}
 
 
 @pytest.mark.parametrize("loaded", [True, False])

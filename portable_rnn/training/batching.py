@@ -228,7 +228,9 @@ class Batches:
         """x, y and resets of some rows and steps, padded with zeros in time."""
         timed = (self.has_time, self.y_has_time, True)
         arrays = (self.data.x, self.data.y, self.data.resets)
-        all_rows = len(index) == arrays[0].shape[0] and bool((index == np.arange(len(index))).all())
+        # NumPy's own `all` imports at its first call, which at the end of an interpreter it can't
+        in_order = bool(np.logical_and.reduce(index == np.arange(len(index))))
+        all_rows = len(index) == arrays[0].shape[0] and in_order
         all_steps = not self.has_time or (start, steps, padded) == (0, arrays[0].shape[1], arrays[0].shape[1])
         if all_rows and all_steps:
             return arrays
