@@ -1,7 +1,22 @@
 """Layers: configuration as frozen dataclasses, a forward pass, and the backward pass derived by hand."""
 
 from . import initializers
-from .base import Layer, checked_marks, chosen, keep_mask, padded, place_masks, random_generator, uniform, valid_steps
+from .base import (
+    Layer,
+    Stateless,
+    Wrapper,
+    checked_marks,
+    chosen,
+    keep_mask,
+    map_layers,
+    own_parameters,
+    padded,
+    place_masks,
+    random_generator,
+    uniform,
+    valid_steps,
+    walk,
+)
 from .feedforward import (
     Dropout,
     Embedding,
@@ -12,12 +27,11 @@ from .feedforward import (
     Sequential,
     check_streams,
     flat_layers,
-    with_prefix,
 )
 from .more_recurrent import LayerNormGRU, LayerNormLSTM, MinGRU, MinLSTM
-from .recurrent import GRU, LSTM, RNN, Recurrent, check_positive_integer
+from .recurrent import GRU, LSTM, RNN, Recurrent, RecurrentLayer, check_positive_integer
 from .time.one_direction import Span, run_direction, run_direction_backward
-from .time.stack import is_recurrent, one_direction, stack_backward, state_sizes, suffixes
+from .time.stack import one_direction, stack_backward, state_sizes, suffixes
 from .wrappers import Activation, Ends, Flip, Masked, Merge, SharedDropout, Softmax
 
 __all__ = [
@@ -41,19 +55,23 @@ __all__ = [
     "MinGRU",
     "MinLSTM",
     "Recurrent",
+    "RecurrentLayer",
     "Sequential",
     "SharedDropout",
     "Softmax",
     "Span",
+    "Stateless",
+    "Wrapper",
     "check_positive_integer",
     "check_streams",
     "checked_marks",
     "chosen",
     "flat_layers",
     "initializers",
-    "is_recurrent",
     "keep_mask",
+    "map_layers",
     "one_direction",
+    "own_parameters",
     "padded",
     "place_masks",
     "random_generator",
@@ -64,5 +82,5 @@ __all__ = [
     "suffixes",
     "uniform",
     "valid_steps",
-    "with_prefix",
+    "walk",
 ]

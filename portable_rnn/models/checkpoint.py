@@ -45,6 +45,7 @@ from ..layers import (
     Sequential,
     SharedDropout,
     Softmax,
+    walk,
 )
 from ..version import __version__
 
@@ -82,11 +83,13 @@ def network_to_config(network: Layer) -> dict[str, Any]:
     name = type(network).__name__
     if _LAYERS.get(name) is not type(network):
         raise InputError(f"a layer of type {name} can't be saved: only {', '.join(_LAYERS)} can")
-    if isinstance(network, Sequential):
-        return {"type": name, "layers": [network_to_config(layer) for layer in network.layers]}
-    options = {f.name: getattr(network, f.name) for f in dataclasses.fields(network)}
-    inside = {key: network_to_config(value) for key, value in options.items() if isinstance(value, Layer)}
-    return {"type": name, **options, **inside}
+    return {"type": name, **{f.name: _field_to_config(getattr(network, f.name)) for f in dataclasses.fields(network)}}
+
+
+def _field_to_config(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return [_field_to_config(part) for part in value]
+    return network_to_config(value) if isinstance(value, Layer) else value
 
 
 def network_from_config(config: Any, where: str = "network") -> Layer:
@@ -308,10 +311,9 @@ def _check_held(source: Path, network: Layer, held: Mapping[str, Any]) -> None:
 
 def _count_arrays(network: Layer) -> int:
     """How many parameters a network has, without a loop over a stack's layers: they are alike from the second on."""
-    if isinstance(network, Sequential):
-        return sum(map(_count_arrays, network.layers))
-    if isinstance(network, Masked):
-        return _count_arrays(network.layer)
+    inside = network.children()
+    if inside:
+        return sum(map(_count_arrays, inside.values()))
     depth = getattr(network, "num_layers", 1)
     if depth <= 2:
         return len(network.parameter_shapes())
@@ -327,10 +329,8 @@ def _dtype_name(code: str) -> str:
 
 
 def _gru_variants(network: Layer) -> list[str]:
-    if isinstance(network, Sequential):
-        return [variant for layer in network.layers for variant in _gru_variants(layer)]
-    if isinstance(network, Masked):
-        return _gru_variants(network.layer)
-    if isinstance(network, GRU):
-        return ["reset_after (torch, cuDNN, Keras 3)" if network.reset_after else "reset_before (Cho et al. 2014)"]
-    return []
+    return [
+        "reset_after (torch, cuDNN, Keras 3)" if layer.reset_after else "reset_before (Cho et al. 2014)"
+        for _, layer in walk(network)
+        if isinstance(layer, GRU)
+    ]

@@ -26,14 +26,14 @@ from ..execution import jit
 from ..layers import (
     Layer,
     Linear,
+    RecurrentLayer,
     Sequential,
     check_streams,
     flat_layers,
-    is_recurrent,
     one_direction,
+    own_parameters,
     state_sizes,
     suffixes,
-    with_prefix,
 )
 from .model import Model
 
@@ -165,8 +165,8 @@ def prepare(params: Params, *, network: Layer) -> list[Any]:
     """Each layer's weights as a step wants them."""
     prepared: list[Any] = []
     for prefix, layer in flat_layers(network):
-        own = with_prefix(params, prefix)
-        if is_recurrent(layer):
+        own = own_parameters(params, prefix)
+        if isinstance(layer, RecurrentLayer):
             xp = namespace_of(own["weight_ih_l0"])
             own_of = [one_direction(own, end) for (end,) in suffixes(layer)]
             prepared.append([layer.cell.prepare(xp, p) for p in own_of])
@@ -179,7 +179,7 @@ def zero_state(like: Array, *, network: Layer, batch_size: int) -> list[Any]:
     """The state before the first step, beside an array."""
     return [
         [tuple(zeros_beside(like, (rows, batch_size)) for rows in state_sizes(layer)) for _ in range(layer.num_layers)]
-        if is_recurrent(layer)
+        if isinstance(layer, RecurrentLayer)
         else None
         for _, layer in flat_layers(network)
     ]
@@ -190,7 +190,7 @@ def stream_step(weights: list[Any], x_t: Array, state: list[Any], *, network: La
     y = _turned(x_t)
     new_state = []
     for (_, layer), own, start in zip(flat_layers(network), weights, state, strict=True):
-        if is_recurrent(layer):
+        if isinstance(layer, RecurrentLayer):
             y, start = _recurrent_step(layer, own, y, start)
         elif isinstance(layer, Linear):
             y = own["weight"] @ y + own["bias"][:, None] if layer.bias else own["weight"] @ y
@@ -237,7 +237,7 @@ def public_state(state: list[Any], *, network: Layer) -> State:
         if isinstance(layer, Sequential):
             return tuple(build(part) for part in layer.layers)
         own = next(parts)
-        if not is_recurrent(layer):
+        if not isinstance(layer, RecurrentLayer):
             return own
         xp = namespace_of(own[0][0])
         arrays = tuple(xp.stack([xp.permute_dims(columns[k], (1, 0)) for columns in own]) for k in range(len(own[0])))
