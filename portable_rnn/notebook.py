@@ -26,7 +26,8 @@ from .arrays import backend as as_backend
 from .cells import ElmanCell
 from .errors import InputError, NonFiniteError
 from .execution import records
-from .layers import Span, random_generator, run_direction, run_direction_backward
+from .layers import Span, check_memory, random_generator, run_direction, run_direction_backward
+from .settings import positive, size
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
@@ -176,20 +177,17 @@ class SimpleRNN:
         backend: str | ModuleType | Array | Backend = "numpy",
         seed: int | None = None,
     ) -> None:
-        for name, size in (("input_size", input_size), ("hidden_size", hidden_size), ("output_size", output_size)):
-            if not isinstance(size, (int, np.integer)) or isinstance(size, bool) or size < 1:
-                raise InputError(f"{name} must be a positive integer, got {size!r}")
-        if not isinstance(learning_rate, (int, float, np.integer, np.floating)) or not 0 < learning_rate < math.inf:
-            raise InputError(f"learning_rate must be a positive number, got {learning_rate!r}")
+        input_size, hidden_size = size("input_size", input_size), size("hidden_size", hidden_size)
+        output_size = size("output_size", output_size)
         self.input_size, self.hidden_size, self.output_size = input_size, hidden_size, output_size
-        self.lr = float(learning_rate)
+        self.lr = positive("learning_rate", learning_rate)
 
+        shapes = {"Wxh": (hidden_size, input_size), "Whh": (hidden_size,) * 2, "Why": (output_size, hidden_size)}
+        check_memory(shapes, "the weights")
         # Drawn before the array library is looked up: importing one may draw from the global generator too, and that
         # is where the notebook's weights come from.
         normal = np.random.standard_normal if seed is None else random_generator(seed).standard_normal
-        Wxh = normal((hidden_size, input_size)) * 0.01
-        Whh = normal((hidden_size, hidden_size)) * 0.01
-        Why = normal((output_size, hidden_size)) * 0.01
+        Wxh, Whh, Why = (normal(shape) * 0.01 for shape in shapes.values())
 
         self.backend = _widest(backend)
         self._dtype = np.dtype(self.backend.dtype_name)

@@ -18,13 +18,17 @@ from ..layers import (
     Activation,
     Dropout,
     Embedding,
+    Ends,
+    Flip,
     Last,
     Layer,
     Linear,
     Masked,
     Max,
     Mean,
+    Merge,
     Sequential,
+    SharedDropout,
     Softmax,
     own_parameters,
     walk,
@@ -34,7 +38,6 @@ from .common import HostParams, Piece, refuse_options
 from .keras import working_dtype
 from .keras_layers import ACTIVATIONS, host, import_keras, swap_gates
 from .selftest import Host, check_piece
-from .torch_modules import Ends, Flip, Merge, SharedDropout
 
 __all__ = ["to_keras"]
 

@@ -5,6 +5,7 @@ from .base import (
     Layer,
     Stateless,
     Wrapper,
+    check_memory,
     checked_marks,
     chosen,
     keep_mask,
@@ -29,7 +30,7 @@ from .feedforward import (
     flat_layers,
 )
 from .more_recurrent import LayerNormGRU, LayerNormLSTM, MinGRU, MinLSTM
-from .recurrent import GRU, LSTM, RNN, Recurrent, RecurrentLayer, check_positive_integer
+from .recurrent import GRU, LSTM, RNN, Recurrent, RecurrentLayer
 from .time.one_direction import Span, run_direction, run_direction_backward
 from .time.stack import one_direction, stack_backward, state_sizes, suffixes
 from .wrappers import Activation, Ends, Flip, Masked, Merge, SharedDropout, Softmax
@@ -62,7 +63,7 @@ __all__ = [
     "Span",
     "Stateless",
     "Wrapper",
-    "check_positive_integer",
+    "check_memory",
     "check_streams",
     "checked_marks",
     "chosen",

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import abc
 import dataclasses
+import functools
 import math
+import os
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from types import ModuleType
@@ -36,6 +39,7 @@ from ..arrays import (
 from ..arrays import backend as as_backend
 from ..errors import InputError
 from ..execution import forward_only
+from ..settings import Configuration
 
 __all__ = [
     "Layer",
@@ -53,7 +57,7 @@ __all__ = [
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
-class Layer(abc.ABC):
+class Layer(Configuration, abc.ABC):
     """A layer's configuration; parameters and states are arrays that the caller holds.
 
     A subclass is a frozen dataclass that gives `forward` and `backward`, and `parameter_shapes` and `draw` where it has
@@ -120,7 +124,7 @@ class Layer(abc.ABC):
         """Raise InputError where `x` has the wrong rank, feature count or kind of dtype."""
         check_rank_and_features(x, xp, (3,) if self.needs_time else (2, 3), self.in_width, type(self).__name__)
 
-    def check_values(self, x: np.ndarray[Any, Any], lengths: np.ndarray[Any, Any] | None) -> None:  # noqa: B027
+    def check_values(self, x: np.ndarray[Any, Any], lengths: np.ndarray[Any, Any] | None) -> None:
         """Raise InputError where integers before the rows' ends are out of range; called where `takes_integers`."""
 
     def draw(self, rng: np.random.Generator) -> dict[str, np.ndarray[Any, Any]]:
@@ -168,6 +172,7 @@ class Layer(abc.ABC):
         ['bias', 'weight']
         """
         target = backend if isinstance(backend, Backend) else as_backend(backend)
+        check_memory(self._shapes, f"the parameters of {self}")
         drawn = self.draw(random_generator(seed))
         return {name: from_host(value.astype(target.dtype_name), target) for name, value in drawn.items()}
 
@@ -415,6 +420,29 @@ def random_generator(seed: int | np.random.Generator) -> np.random.Generator:
     if not isinstance(seed, (int, np.integer)) or isinstance(seed, bool) or seed < 0:
         raise InputError(f"seed must be a non-negative integer or a numpy Generator, got {seed!r}")
     return np.random.Generator(np.random.Philox(int(seed)))
+
+
+def check_memory(shapes: Mapping[str, tuple[int, ...]], what: str) -> None:
+    """Raise InputError where arrays of float64, as they are drawn, are larger than this machine's memory."""
+    if not shapes:
+        return
+    entries = {name: math.prod(shape) for name, shape in shapes.items()}
+    needed, allowed = 8 * sum(entries.values()), physical_memory()
+    if needed > allowed:
+        largest = max(entries, key=lambda name: entries[name])
+        raise InputError(
+            f"{what} need {needed / 1e9:.3g} GB, expected at most the {allowed / 1e9:.3g} GB of this machine: "
+            f"make the sizes smaller; the largest is {largest!r} of shape {shapes[largest]}"
+        )
+
+
+@functools.cache
+def physical_memory() -> int:
+    """Bytes of memory of this machine; where it does not say so, what an address can reach."""
+    try:
+        return int(os.sysconf("SC_PAGE_SIZE")) * int(os.sysconf("SC_PHYS_PAGES"))
+    except (AttributeError, OSError, ValueError):  # Windows has no sysconf
+        return sys.maxsize
 
 
 def uniform(

@@ -10,6 +10,7 @@ import numpy as np
 
 from ..arrays import Array, Marks, Params, State, backend_of, device_of, dtype_name, namespace_of
 from ..errors import InputError
+from ..settings import Probability, Size
 from .base import (
     Layer,
     Stateless,
@@ -22,7 +23,6 @@ from .base import (
     walk,
     zero_padding,
 )
-from .recurrent import check_positive_integer, check_probability
 
 __all__ = ["Dropout", "Embedding", "Last", "Linear", "Max", "Mean", "Sequential"]
 
@@ -47,15 +47,11 @@ class Linear(Layer):
     (4, 2)
     """
 
-    in_features: int
-    out_features: int
+    in_features: Size
+    out_features: Size
     bias: bool = True
 
     needs_time = False
-
-    def __post_init__(self) -> None:
-        check_positive_integer("in_features", self.in_features)
-        check_positive_integer("out_features", self.out_features)
 
     @property
     def in_width(self) -> int:
@@ -110,14 +106,10 @@ class Embedding(Layer):
     (1, 3, 4)
     """
 
-    num_embeddings: int
-    embedding_dim: int
+    num_embeddings: Size
+    embedding_dim: Size
 
     takes_integers = True
-
-    def __post_init__(self) -> None:
-        check_positive_integer("num_embeddings", self.num_embeddings)
-        check_positive_integer("embedding_dim", self.embedding_dim)
 
     def out_width(self, features: int | None) -> int:
         return self.embedding_dim
@@ -275,12 +267,9 @@ class Dropout(Stateless):
         In [0, 1).
     """
 
-    p: float
+    p: Probability
 
     needs_time = False
-
-    def __post_init__(self) -> None:
-        check_probability("p", self.p)
 
     def dropout_masks(self, rng: np.random.Generator, shape: tuple[int, ...]) -> Any:
         return keep_mask(rng, shape, self.p) if self.p else None

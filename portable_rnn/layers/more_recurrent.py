@@ -10,6 +10,7 @@ from functools import cached_property
 from typing import ClassVar
 
 from ..cells import Cell, LayerNormGRUCell, LayerNormLSTMCell, MinGRUCell, MinLSTMCell
+from ..settings import Positive
 from .recurrent import RecurrentLayer
 
 __all__ = ["LayerNormGRU", "LayerNormLSTM", "MinGRU", "MinLSTM"]
@@ -51,7 +52,7 @@ class LayerNormLSTM(RecurrentLayer):
     """
 
     _: KW_ONLY
-    epsilon: float = 1e-5
+    epsilon: Positive = 1e-5
 
     @cached_property
     def cell(self) -> Cell:
@@ -91,7 +92,7 @@ class LayerNormGRU(RecurrentLayer):
     """
 
     _: KW_ONLY
-    epsilon: float = 1e-5
+    epsilon: Positive = 1e-5
 
     @cached_property
     def cell(self) -> Cell:

@@ -6,34 +6,26 @@ The time loop is in `direction.py`, the maths of a step in `cells.py`.
 
 from __future__ import annotations
 
-import math
 from dataclasses import KW_ONLY, dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 
 from ..arrays import Array, Marks, Params, State, namespace_of
-from ..cells import Cell, ElmanCell, GRUCell, LSTMCell, activation
-from ..errors import InputError
+from ..cells import ActivationName, Cell, ElmanCell, GRUCell, LSTMCell
+from ..errors import InputError, unexpected
 from ..execution import jit, keeps_residuals
+from ..settings import Count, Positive, Probability, Size, integer
 from .base import Layer, choice_mask, keep_mask
-from .initializers import draw, scheme
+from .initializers import InitializerName, draw, scheme
 from .time.stack import Masks, stack_backward, stack_forward, state_sizes, suffixes
 
 __all__ = ["GRU", "LSTM", "RNN", "Recurrent", "RecurrentLayer"]
 
 
-def check_positive_integer(name: str, value: Any) -> None:
-    """Raise InputError unless `value` is an integer of at least 1."""
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
-        raise InputError(f"{name} must be an integer of at least 1, got {value!r}")
-
-
-def check_probability(name: str, value: Any) -> None:
-    """Raise InputError unless `value` is a number in [0, 1)."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < 1 or math.isnan(value):
-        raise InputError(f"{name} must be a probability in [0, 1), got {value!r}")
+# Each layer of a stack has its own parameters: a number that no machine can hold is refused before they are named
+Depth = Annotated[int, integer(1, 10_000)]
 
 
 @dataclass(frozen=True, repr=False)
@@ -66,18 +58,18 @@ class RecurrentLayer(Layer):
         with changes, such as "torch(recurrent=orthogonal, forget_bias=1)"; see `portable_rnn.initializers.scheme`.
     """
 
-    input_size: int
-    hidden_size: int
-    num_layers: int = 1
+    input_size: Size
+    hidden_size: Size
+    num_layers: Depth = 1
     _: KW_ONLY
     bias: bool = True
     bidirectional: bool = False
     reverse: bool = False
-    dropout: float = 0.0
-    recurrent_dropout: float = 0.0
-    zoneout: float = 0.0
-    recompute_every: int | None = None
-    initializer: str = "torch"
+    dropout: Probability = 0.0
+    recurrent_dropout: Probability = 0.0
+    zoneout: Probability = 0.0
+    recompute_every: Size | None = None
+    initializer: InitializerName = "torch"
 
     if TYPE_CHECKING:  # a cached property in the layers here, a field in `Recurrent`
 
@@ -86,22 +78,7 @@ class RecurrentLayer(Layer):
             """The cell that every layer and direction runs."""
 
     def __post_init__(self) -> None:
-        for name in ("input_size", "hidden_size", "num_layers"):
-            check_positive_integer(name, getattr(self, name))
-        for name in ("dropout", "recurrent_dropout", "zoneout"):
-            check_probability(name, getattr(self, name))
-        for name in ("nonlinearity", "activation", "recurrent_activation", "output_activation"):
-            if hasattr(self, name) and (name, getattr(self, name)) != ("output_activation", None):
-                activation(getattr(self, name))
-        if self.recompute_every is not None:
-            check_positive_integer("recompute_every", self.recompute_every)
-        clip = getattr(self, "clip", None)
-        if clip is not None and not (isinstance(clip, (int, float)) and clip > 0):
-            raise InputError(f"clip must be positive, or None, got {clip!r}")
-        epsilon = getattr(self, "epsilon", 1.0)
-        if isinstance(epsilon, bool) or not isinstance(epsilon, (int, float)) or not epsilon > 0:
-            raise InputError(f"epsilon must be a positive number, got {epsilon!r}")
-        scheme(self.initializer)
+        super().__post_init__()
         if self.reverse and self.bidirectional:
             raise InputError("reverse=True runs one direction, from the end: it can't be bidirectional as well")
 
@@ -222,8 +199,8 @@ class RNN(RecurrentLayer):
     """
 
     _: KW_ONLY
-    nonlinearity: str = "tanh"
-    clip: float | None = None
+    nonlinearity: ActivationName = "tanh"
+    clip: Positive | None = None
 
     @cached_property
     def cell(self) -> Cell:
@@ -267,21 +244,19 @@ class LSTM(RecurrentLayer):
     """
 
     _: KW_ONLY
-    proj_size: int = 0
+    proj_size: Count = 0
     peepholes: bool = False
     coupled: bool = False
-    activation: str = "tanh"
-    recurrent_activation: str = "sigmoid"
-    output_activation: str | None = None
-    clip: float | None = None
+    activation: ActivationName = "tanh"
+    recurrent_activation: ActivationName = "sigmoid"
+    output_activation: ActivationName | None = None
+    clip: Positive | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not isinstance(self.proj_size, (int, np.integer)) or not 0 <= self.proj_size < self.hidden_size:
-            raise InputError(
-                f"proj_size must be 0 (no projection) or less than hidden_size {self.hidden_size}, "
-                f"got {self.proj_size!r}"
-            )
+        if self.proj_size >= self.hidden_size:
+            wanted = f"0 (no projection), or less than hidden_size {self.hidden_size}"
+            raise unexpected("proj_size", wanted, self.proj_size, "pass a smaller one, or a larger hidden_size")
 
     @cached_property
     def cell(self) -> Cell:
@@ -332,9 +307,9 @@ class GRU(RecurrentLayer):
 
     _: KW_ONLY
     reset_after: bool = True
-    activation: str = "tanh"
-    recurrent_activation: str = "sigmoid"
-    clip: float | None = None
+    activation: ActivationName = "tanh"
+    recurrent_activation: ActivationName = "sigmoid"
+    clip: Positive | None = None
 
     @cached_property
     def cell(self) -> Cell:
@@ -342,11 +317,22 @@ class GRU(RecurrentLayer):
         return GRUCell(self.reset_after, self.activation, self.recurrent_activation, self.clip)
 
 
+def _cell(name: str, value: Any) -> Any:
+    methods = ("parameter_shapes", "state_sizes", "prepare", "step", "step_backward", "parameter_gradients")
+    missing = [method for method in methods if not callable(getattr(value, method, None))]
+    if missing or isinstance(value, type):
+        remedy = f"give it {', '.join(missing)}" if missing else "pass an object of the class"
+        raise unexpected(name, "a cell such as prnn.cells.ElmanCell()", value, remedy)
+    if type(value).__hash__ is None:
+        raise unexpected(name, "a cell with a hash", value, "make its class a frozen dataclass")
+    return value
+
+
 @dataclass(frozen=True, repr=False)
 class _OfCell:
     """The field `cell`: a dataclass takes the fields of its last base first."""
 
-    cell: Cell
+    cell: Annotated[Cell, _cell]
 
 
 @dataclass(frozen=True, repr=False)

@@ -6,16 +6,16 @@ Like every layer they give hand-written backward passes; `Masked` is the only on
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 
 from ..arrays import Array, Marks, Params, State, device_of, namespace_of
-from ..cells import activation
-from ..errors import InputError
+from ..cells import ActivationName, activation
+from ..errors import InputError, unexpected
 from ..execution import scan, stacked
+from ..settings import Probability, one_of
 from .base import Stateless, Wrapper, keep_mask, valid_steps, zero_padding
-from .recurrent import check_probability
 
 __all__ = ["Activation", "Ends", "Flip", "Masked", "Merge", "SharedDropout", "Softmax"]
 
@@ -39,12 +39,9 @@ class Activation(Stateless):
     [[0.0, 2.0]]
     """
 
-    function: str
+    function: ActivationName
 
     needs_time = False
-
-    def __post_init__(self) -> None:
-        activation(self.function)
 
     def transform(self, xp: Any, x: Array, lengths: Array | None, mask: Any) -> tuple[Array, Any]:
         y = activation(self.function).forward(xp, zero_padding(xp, x, lengths))
@@ -112,10 +109,7 @@ class SharedDropout(Stateless):
     (4, 1, 3)
     """
 
-    p: float
-
-    def __post_init__(self) -> None:
-        check_probability("p", self.p)
+    p: Probability
 
     def dropout_masks(self, rng: np.random.Generator, shape: tuple[int, ...]) -> Any:
         return keep_mask(rng, (shape[0], 1, shape[-1]), self.p) if self.p else None
@@ -214,13 +208,9 @@ class Merge(Stateless):
     [[3.0, 8.0]]
     """
 
-    mode: str
+    mode: Annotated[str, one_of("sum", "mul", "ave")]
 
     needs_time = False
-
-    def __post_init__(self) -> None:
-        if self.mode not in ("sum", "mul", "ave"):
-            raise InputError(f"mode of Merge must be 'sum', 'mul' or 'ave', got {self.mode!r}")
 
     def out_width(self, features: int | None) -> int | None:
         return None if features is None else features // 2
@@ -278,6 +268,11 @@ class Masked(Wrapper):
 
     needs_time = True
     streams = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.takes_integers and self.value != int(self.value):
+            raise unexpected("value", "an integer, as the layer inside takes integers", self.value, "pass value=0")
 
     def check_input(self, x: Array, xp: Any) -> None:
         super().check_input(x, xp)

@@ -35,6 +35,7 @@ from ..layers import (
     state_sizes,
     suffixes,
 )
+from ..settings import instance, size
 from .model import Model
 
 __all__ = ["Stream"]
@@ -69,6 +70,7 @@ class Stream:
     """
 
     def __init__(self, model: Model, batch_size: int = 1) -> None:
+        model, batch_size = instance(Model)("model", model), size("batch_size", batch_size)
         check_streams(model.network)
         self.batch_size = batch_size
         self._model = model

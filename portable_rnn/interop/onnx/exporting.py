@@ -20,16 +20,19 @@ from ...layers import (
     Activation,
     Dropout,
     Embedding,
+    Ends,
+    Flip,
     Last,
     Layer,
     Linear,
     Max,
     Mean,
+    Merge,
     Recurrent,
+    SharedDropout,
     Softmax,
     flat_layers,
 )
-from ..torch_modules import Ends, Flip, Merge, SharedDropout
 from .graph import Graph
 from .nodes import Constant, Node, Port
 from .recurrent import ACTIVATION_NAMES, SETTINGS
