@@ -45,6 +45,10 @@ class MissingDependencyError(ImportError):
         )
         self.package = package
         self.extra = extra
+        self.purpose = purpose
+
+    def __reduce__(self) -> Any:
+        return type(self), (self.package, self.extra, self.purpose)
 
 
 class NonFiniteError(FloatingPointError):

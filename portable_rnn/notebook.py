@@ -21,7 +21,19 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .arrays import Array, Backend, Params, device_of, from_host, is_array, namespace_of, to_numpy, zeros_beside
+from .arrays import (
+    Array,
+    Backend,
+    Params,
+    device_of,
+    from_host,
+    is_array,
+    namespace_of,
+    on_host,
+    placed,
+    to_numpy,
+    zeros_beside,
+)
 from .arrays import backend as as_backend
 from .cells import ElmanCell
 from .errors import InputError, NonFiniteError
@@ -168,6 +180,8 @@ class SimpleRNN:
     array([[3.]])
     """
 
+    _ARRAYS = (*WEIGHTS, "_hs", "_saved", "_last_h", "_x", "_good")
+
     def __init__(
         self,
         input_size: int = 1,
@@ -201,6 +215,14 @@ class SimpleRNN:
         self._last_h: Array | None = None
         self._updates = 0
         self._good = self._weights()  # the last weights whose loss was finite
+
+    def __getstate__(self) -> dict[str, Any]:
+        on_backend = {name: on_host(value) for name, value in vars(self).items() if name in self._ARRAYS}
+        return vars(self) | on_backend | {"last_inputs": on_host(self.last_inputs)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        backend = state["backend"]
+        vars(self).update(state, **{name: placed(state[name], backend) for name in self._ARRAYS if name in state})
 
     @property
     def last_hs(self) -> dict[int, Array]:

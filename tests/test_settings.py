@@ -67,6 +67,7 @@ EXAMPLES: dict[type[Any], dict[str, Any]] = {
     prnn.training.Sgd: {"learning_rate": 0.5, "momentum": 0.25, "nesterov": True},
     prnn.training.RMSprop: {"learning_rate": 0.5, "decay": 0.25, "eps": 0.125},
     prnn.training.Adam: {"learning_rate": 0.5, "beta1": 0.5, "beta2": 0.75, "eps": 0.125, "weight_decay": 0.25},
+    prnn.losses.Huber: {"delta": 0.5},
     prnn.EarlyStopping: {"patience": 2, "min_delta": 0.5, "monitor": "loss", "restore_best": False},
     Settings: {
         "cell": "lstm",

@@ -22,6 +22,8 @@ from ..arrays import (
     dtype_name,
     is_array,
     leaves,
+    on_host,
+    placed,
     to_numpy,
 )
 from ..arrays import backend as as_backend
@@ -111,6 +113,12 @@ class Model:
     def __repr__(self) -> str:
         count = sum(int(np.prod(shape)) for shape in self.network.parameter_shapes().values())
         return f"Model({self.network}, {self.backend}, {count:,} parameters)"
+
+    def __getstate__(self) -> dict[str, Any]:
+        return vars(self) | {"params": on_host(self.params)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, params=placed(state["params"], state["backend"]))
 
     # ------------------------------------------------------------------ training
 

@@ -18,6 +18,8 @@ from ..arrays import (
     leaves,
     map_leaves,
     namespace_of,
+    on_host,
+    placed,
     to_numpy,
     zeros_beside,
 )
@@ -75,13 +77,8 @@ class Stream:
         self.batch_size = batch_size
         self._model = model
         self._network = model.network
-        self._xp = model.backend.xp
+        self._prepare_to_run()
         self._weights = jit(self._xp, prepare, static=("network",))(model.params, network=model.network)
-        self._run = jit(self._xp, stream_step, static=("network",))
-        self._like = next(iter(model.params.values()), None)
-        if self._like is None:
-            self._like = from_host(np.zeros((), model.backend.dtype_name), model.backend)
-        self._array_type = type(self._like)
         self._shape: tuple[int, ...] | None = None  # of the first step
         self._state: Any = None
         self.reset()
@@ -151,6 +148,22 @@ class Stream:
             self._state = fresh if bool(to_numpy(flags)[0]) else self._state
             return
         self._state = jit(self._xp, choose)(flags, fresh, self._state)
+
+    def __getstate__(self) -> dict[str, Any]:
+        left_out = ("_xp", "_run", "_like", "_array_type")
+        return {name: on_host(value) for name, value in vars(self).items() if name not in left_out}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        backend = state["_model"].backend
+        vars(self).update({name: placed(value, backend) for name, value in state.items()})
+        self._prepare_to_run()
+
+    def _prepare_to_run(self) -> None:
+        backend = self._model.backend
+        self._xp = backend.xp
+        self._run = jit(self._xp, stream_step, static=("network",))
+        self._like = from_host(np.zeros((), backend.dtype_name), backend)
+        self._array_type = type(self._like)
 
     @property
     def state(self) -> State:
