@@ -33,6 +33,7 @@ from .layers import (
     SharedDropout,
     Softmax,
     initializers,
+    register,
 )
 from .models import GradientFlow, Model, Stream, gradient_flow, load
 from .notebook import SimpleRNN, dsigmoid, dtanh, sigmoid, tanh
@@ -126,6 +127,7 @@ __all__ = [
     "load",
     "losses",
     "piecewise_constant",
+    "register",
     "rmsprop",
     "sgd",
     "sigmoid",

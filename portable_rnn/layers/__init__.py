@@ -31,6 +31,7 @@ from .feedforward import (
 )
 from .more_recurrent import LayerNormGRU, LayerNormLSTM, MinGRU, MinLSTM
 from .recurrent import GRU, LSTM, RNN, Recurrent, RecurrentLayer
+from .registry import register, registered, registered_name
 from .time.one_direction import Span, run_direction, run_direction_backward
 from .time.stack import one_direction, stack_backward, state_sizes, suffixes
 from .wrappers import Activation, Ends, Flip, Masked, Merge, SharedDropout, Softmax
@@ -76,6 +77,9 @@ __all__ = [
     "padded",
     "place_masks",
     "random_generator",
+    "register",
+    "registered",
+    "registered_name",
     "run_direction",
     "run_direction_backward",
     "stack_backward",

@@ -317,22 +317,26 @@ class GRU(RecurrentLayer):
         return GRUCell(self.reset_after, self.activation, self.recurrent_activation, self.clip)
 
 
-def _cell(name: str, value: Any) -> Any:
+def cell_methods_missing(cell: Any) -> list[str]:
+    """The methods of `Cell` that an object or class lacks."""
     methods = ("parameter_shapes", "state_sizes", "prepare", "step", "step_backward", "parameter_gradients")
-    missing = [method for method in methods if not callable(getattr(value, method, None))]
-    if missing or isinstance(value, type):
+    return [method for method in methods if not callable(getattr(cell, method, None))]
+
+
+def _check_cell(cell: Any) -> None:
+    missing = cell_methods_missing(cell)
+    if missing or isinstance(cell, type):
         remedy = f"give it {', '.join(missing)}" if missing else "pass an object of the class"
-        raise unexpected(name, "a cell such as prnn.cells.ElmanCell()", value, remedy)
-    if type(value).__hash__ is None:
-        raise unexpected(name, "a cell with a hash", value, "make its class a frozen dataclass")
-    return value
+        raise unexpected("cell", "a cell such as prnn.cells.ElmanCell()", cell, remedy)
+    if type(cell).__hash__ is None:
+        raise unexpected("cell", "a cell with a hash", cell, "make its class a frozen dataclass")
 
 
 @dataclass(frozen=True, repr=False)
 class _OfCell:
     """The field `cell`: a dataclass takes the fields of its last base first."""
 
-    cell: Annotated[Cell, _cell]
+    cell: Cell
 
 
 @dataclass(frozen=True, repr=False)
@@ -357,3 +361,7 @@ class Recurrent(RecurrentLayer, _OfCell):
     >>> layer.apply(layer.init(seed=0), np.ones((2, 7, 3), dtype="float32"))[0].shape
     (2, 7, 5)
     """
+
+    def __post_init__(self) -> None:
+        _check_cell(self.cell)
+        super().__post_init__()
