@@ -12,10 +12,12 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 import portable_rnn as prnn
+from portable_rnn.arrays import Marks
 from portable_rnn.interop.selftest import random_input
-from portable_rnn.layers import check_streams
+from portable_rnn.layers import check_streams, stack_backward
 from portable_rnn.layers.base import Wrapper, map_layers, walk
 from portable_rnn.layers.recurrent import RecurrentLayer
+from portable_rnn.layers.registry import LIBRARY
 from portable_rnn.layers.wrappers import Activation, Masked, Merge
 from portable_rnn.models.checkpoint import network_from_config, network_to_config, read_checkpoint
 from portable_rnn.training.memory_limit import limited
@@ -206,3 +208,30 @@ def test_a_file_names_the_variant_of_every_gru(tmp_path: Any) -> None:
 def test_a_converted_network_is_tested_on_input_that_fits(network: prnn.Layer) -> None:
     x = random_input(network, 2, 3, np.random.default_rng(0))
     network.check_input(x, np)
+
+
+RECURRENT = [cls for cls in LIBRARY.values() if issubclass(cls, RecurrentLayer) and cls is not prnn.Recurrent]
+
+
+@pytest.mark.parametrize("wrapper", [*WRAPPED, None])
+@pytest.mark.parametrize("cls", RECURRENT, ids=lambda cls: cls.__name__)
+def test_training_takes_no_gradient_of_x(cls: Any, wrapper: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the first layer with parameters, in every recurrent layer, inside a mask too."""
+    asked: list[bool] = []
+
+    def watched(*args: Any, **options: Any) -> Any:
+        asked.append(options.get("with_dx", True))
+        return stack_backward(*args, **options)
+
+    network = cls(FEATURES, FEATURES)
+    network = network if wrapper is None else WRAPPED[wrapper](network)
+    params = network.init(0)
+    x = np.random.default_rng(0).standard_normal((2, 4, FEATURES), dtype="float32")
+    y, _, residuals = network.forward(params, x, None, Marks(), None)
+    expected, _, _ = network.backward(params, residuals, np.ones_like(y), None)
+    monkeypatch.setattr("portable_rnn.layers.recurrent.stack_backward", watched)
+    found = network.parameter_gradients(params, residuals, np.ones_like(y), None)
+    needs_dx = wrapper == "Sequential" or wrapper == "Residual"  # a Linear stands before it; one of a user's own
+    assert asked == [needs_dx]
+    for name, gradient in expected.items():
+        np.testing.assert_array_equal(found[name], gradient)
