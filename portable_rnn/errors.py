@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
+import reprlib
 from typing import Any
 
-__all__ = ["BackendError", "ConversionError", "InputError", "MissingDependencyError", "NonFiniteError", "printable"]
+__all__ = [
+    "BackendError",
+    "ConversionError",
+    "InputError",
+    "MissingDependencyError",
+    "NonFiniteError",
+    "printable",
+    "shown",
+    "unexpected",
+]
 
 
 class InputError(ValueError):
@@ -35,6 +45,10 @@ class MissingDependencyError(ImportError):
         )
         self.package = package
         self.extra = extra
+        self.purpose = purpose
+
+    def __reduce__(self) -> Any:
+        return type(self), (self.package, self.extra, self.purpose)
 
 
 class NonFiniteError(FloatingPointError):
@@ -82,3 +96,23 @@ def printable(text: str, limit: int = 200) -> str:
     """
     shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text[:limit])
     return shown if len(text) <= limit and len(shown) <= limit else f"{shown[: limit - 1]}…"
+
+
+def unexpected(name: str, expected: str, got: Any, remedy: str) -> InputError:
+    """The error for an argument that is not what it should be.
+
+    Examples
+    --------
+    >>> unexpected("hidden_size", "an integer of at least 1", 0, "pass an integer such as hidden_size=8")
+    InputError('hidden_size: expected an integer of at least 1, got 0: pass an integer such as hidden_size=8')
+    """
+    return InputError(f"{name}: expected {expected}, got {shown(got)}: {remedy}")
+
+
+def shown(value: Any) -> str:
+    """A value as an error shows it: short, on one line, whatever it is."""
+    try:
+        text = " ".join(reprlib.repr(value).split())
+    except Exception:  # a repr of someone else's class, or of an integer with too many digits
+        text = f"a value of type {type(value).__name__}"
+    return printable(text, 80)

@@ -30,14 +30,17 @@ from .arrays import (
     is_array,
     namespace_of,
     on_their_device,
+    placed,
     to_numpy,
+    tree_to_numpy,
     zeros_beside,
 )
 from .arrays import backend as as_backend
 from .cells import ElmanCell
 from .errors import InputError, NonFiniteError
 from .execution import records
-from .layers import Span, random_generator, run_direction, run_direction_backward
+from .layers import Span, check_memory, random_generator, run_direction, run_direction_backward
+from .settings import positive, size
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
@@ -182,6 +185,8 @@ class SimpleRNN:
     array([[3.]])
     """
 
+    _ARRAYS = (*WEIGHTS, "_hs", "_saved", "_last_h", "_x", "_good")
+
     def __init__(
         self,
         input_size: int = 1,
@@ -191,20 +196,17 @@ class SimpleRNN:
         backend: str | ModuleType | Array | Backend = "numpy",
         seed: int | None = None,
     ) -> None:
-        for name, size in (("input_size", input_size), ("hidden_size", hidden_size), ("output_size", output_size)):
-            if not isinstance(size, (int, np.integer)) or isinstance(size, bool) or size < 1:
-                raise InputError(f"{name} must be a positive integer, got {size!r}")
-        if not isinstance(learning_rate, (int, float, np.integer, np.floating)) or not 0 < learning_rate < math.inf:
-            raise InputError(f"learning_rate must be a positive number, got {learning_rate!r}")
+        input_size, hidden_size = size("input_size", input_size), size("hidden_size", hidden_size)
+        output_size = size("output_size", output_size)
         self.input_size, self.hidden_size, self.output_size = input_size, hidden_size, output_size
-        self.lr = float(learning_rate)
+        self.lr = positive("learning_rate", learning_rate)
 
+        shapes = {"Wxh": (hidden_size, input_size), "Whh": (hidden_size,) * 2, "Why": (output_size, hidden_size)}
+        check_memory(shapes, "the weights")
         # Drawn before the array library is looked up: importing one may draw from the global generator too, and that
         # is where the notebook's weights come from.
         normal = np.random.standard_normal if seed is None else random_generator(seed).standard_normal
-        Wxh = normal((hidden_size, input_size)) * 0.01
-        Whh = normal((hidden_size, hidden_size)) * 0.01
-        Why = normal((output_size, hidden_size)) * 0.01
+        Wxh, Whh, Why = (normal(shape) * 0.01 for shape in shapes.values())
 
         self.backend = _widest(backend)
         self._dtype = np.dtype(self.backend.dtype_name)
@@ -218,6 +220,14 @@ class SimpleRNN:
         self._last_h: Array | None = None
         self._updates = 0
         self._good = self._weights()  # the last weights whose loss was finite
+
+    def __getstate__(self) -> dict[str, Any]:
+        on_backend = {name: tree_to_numpy(value) for name, value in vars(self).items() if name in self._ARRAYS}
+        return vars(self) | on_backend | {"last_inputs": tree_to_numpy(self.last_inputs)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        backend = state["backend"]
+        vars(self).update(state, **{name: placed(state[name], backend) for name in self._ARRAYS if name in state})
 
     @property
     def last_hs(self) -> dict[int, Array]:

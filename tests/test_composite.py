@@ -221,8 +221,8 @@ def test_what_needs_the_whole_sequence_does_not_stream(layer: prnn.Layer) -> Non
     ("make", "message"),
     [
         (lambda: Activation("gelu"), "unknown activation"),
-        (lambda: Merge("concat"), "'sum', 'mul' or 'ave'"),
-        (lambda: SharedDropout(1.0), "probability"),
+        (lambda: Merge("concat"), "mode: expected one of 'sum', 'mul', 'ave', got 'concat'"),
+        (lambda: SharedDropout(1.0), "p: expected a number from 0 to below 1"),
         (lambda: Merge("sum").apply({}, np.ones((2, 3))), "even number"),
         (lambda: Ends().apply({}, np.ones((2, 2, 3))), "even number"),
         (lambda: Flip().apply({}, np.ones((2, 3))), "batch, time, features"),

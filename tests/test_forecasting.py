@@ -243,7 +243,7 @@ def test_constant_columns_are_no_trouble() -> None:
         ({"period": 11}, ROWS, "use a window of 12 or more"),
         ({"test_fraction": 0.99}, ROWS, "are left besides 3 for validation and 238 for the test"),
         ({"test_fraction": 1.0}, ROWS, "test_fraction"),
-        ({"cell": "xlstm"}, ROWS, "cell: expected one of rnn, lstm, gru"),
+        ({"cell": "xlstm"}, ROWS, "cell: expected one of 'rnn', 'lstm', 'gru'"),
         ({"horizon": 0}, ROWS, "horizon"),
         ({"window": -1}, ROWS, "window"),
     ],

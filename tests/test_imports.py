@@ -17,8 +17,9 @@ PACKAGE = Path(portable_rnn.__file__).parent
 # The floors of the house, from the ground up. A file imports only from floors below its own, through their `__init__`.
 # fmt: off
 ORDER = [
-    "errors", "version", "files", "arrays", "execution", "cells", "layers", "data", "datasets", "plotting", "training",
-    "models", "interop", "forecasting", "verify", "estimators", "notebook", "bench", "cli", "__main__", "__init__",
+    "errors", "settings", "version", "files", "arrays", "execution", "cells", "layers", "data", "datasets", "plotting",
+    "training", "models", "interop", "forecasting", "verify", "estimators", "notebook", "bench",
+    "cli", "__main__", "__init__",
 ]
 # fmt: on
 

@@ -253,12 +253,12 @@ def test_a_scheme_is_written_as_a_string(spec: str, expected: initializers.Schem
     ("spec", "message"),
     [
         ("he", "unknown initializer 'he': expected one of torch, keras, irnn"),
-        (None, "unknown initializer None"),
+        (None, "initializer: expected a string, got None"),
         ("keras(", "unknown initializer"),
         ("keras(0.5)", "no part '0.5': expected input=, recurrent=, bias= or forget_bias="),
         ("torch(input=zeros)", "input of initializer 'torch\\(input=zeros\\)' must be one of uniform, glorot_uniform"),
         ("torch(bias=orthogonal)", "bias of initializer .* must be one of uniform, zeros"),
-        ("torch(forget_bias=one)", "must be a number"),
+        ("torch(forget_bias=one)", "must be a finite number"),
         ("torch(gain=2)", "no part 'gain=2'"),
     ],
 )

@@ -139,7 +139,7 @@ def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     safetensors.numpy.save_file(plain, source)
     words = ["convert", source, target, "--nonlinearity", "relu", "--order", "rnn,head"]
     assert main([*words, "--pooling", "none"]) == 0
-    assert "RNN(3, 4, nonlinearity='relu', bias=False), Linear(4, 2)" in capsys.readouterr().out
+    assert "RNN(3, 4, bias=False, nonlinearity='relu'), Linear(4, 2)" in capsys.readouterr().out
     assert main([*words, "--pooling", "mean"]) == 0
     assert "Mean()" in capsys.readouterr().out
     assert main(["info", target]) == 0

@@ -113,9 +113,6 @@ def test_round_trip_gives_the_same_model(name: str, lengths: Any, tmp_path: Path
     assert back.metadata == model.metadata
     assert back.backend == model.backend
     np.testing.assert_allclose(back.predict(x, lengths=lengths), model.predict(x, lengths=lengths), rtol=0, atol=1e-12)
-    if name == "own-cell":  # has no description in words
-        assert isinstance(back.network, Graph)
-        return
     assert back.network == model.network
     for key, value in model.params.items():
         np.testing.assert_array_equal(back.params[key], value)

@@ -400,6 +400,6 @@ def test_names() -> None:
 
 @pytest.mark.parametrize("delta", [0, -1.0, float("nan"), "1"])
 def test_the_threshold_of_huber_is_positive(delta: Any) -> None:
-    with pytest.raises(prnn.InputError, match="delta must be") as caught:
+    with pytest.raises(prnn.InputError, match="delta: expected a finite number above 0") as caught:
         prnn.losses.huber(delta)
     assert repr(delta) in str(caught.value)

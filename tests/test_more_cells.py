@@ -292,7 +292,7 @@ def test_gains_start_at_one_and_biases_at_zero(kind: type[prnn.Layer], initializ
 @pytest.mark.parametrize("epsilon", [0, -1e-5, float("nan"), True, "small"])
 @pytest.mark.parametrize("kind", NORMALIZED)
 def test_epsilon_must_be_positive(kind: type[prnn.Layer], epsilon: Any) -> None:
-    with pytest.raises(prnn.InputError, match="epsilon must be a positive number"):
+    with pytest.raises(prnn.InputError, match="epsilon: expected a finite number above 0"):
         kind(3, 4, epsilon=epsilon)
 
 

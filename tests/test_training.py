@@ -625,10 +625,10 @@ def test_early_stopping_forgets_an_earlier_run() -> None:
 def test_early_stopping_needs_something_to_watch() -> None:
     with pytest.raises(prnn.InputError, match="pass validation_data="):
         line_model().fit(*line(), callbacks=[prnn.EarlyStopping()], **SETTINGS)
-    with pytest.raises(prnn.InputError, match="monitor must be 'val_loss' or 'loss', got 'accuracy'"):
+    with pytest.raises(prnn.InputError, match="monitor: expected one of 'val_loss', 'loss', got 'accuracy'"):
         prnn.EarlyStopping(monitor="accuracy")
     for patience in (0, -1, "3", 1.5):
-        with pytest.raises(prnn.InputError, match="patience must be an integer of at least 1, got"):
+        with pytest.raises(prnn.InputError, match="patience: expected an integer of at least 1, got"):
             prnn.EarlyStopping(patience=patience)
 
 

@@ -6,6 +6,7 @@ This is the only module that moves data from one library to another (`asarray`, 
 
 from __future__ import annotations
 
+import copyreg
 import functools
 import importlib
 import importlib.util
@@ -22,7 +23,7 @@ import array_api_compat
 import array_api_compat.numpy as numpy_namespace
 import numpy as np
 
-from ..errors import BackendError, InputError
+from ..errors import BackendError, InputError, NonFiniteError
 from .devices import cupy_device, device_scope
 from .plain import host_array, host_arrays, plain, unboxed
 from .typing import Array
@@ -73,6 +74,9 @@ class Backend:
 
     def __deepcopy__(self, memo: Any) -> Backend:
         return self  # it never changes, and a module can't be copied
+
+    def __reduce__(self) -> Any:
+        return _imported_backend, (self.xp.__name__, _device_name(self.name, self.device), self.dtype_name)
 
     def __str__(self) -> str:
         return f"{self.name} {self.dtype_name} on {self.device}"
@@ -463,6 +467,52 @@ def map_leaves(function: Any, tree: Any) -> Any:
         mapped = [map_leaves(function, branch) for branch in tree]
         return type(tree)(*mapped) if hasattr(tree, "_fields") else type(tree)(mapped)
     return function(tree)
+
+
+# ---------------------------------------------------------------------- copies, pickles and other processes
+
+
+def tree_to_numpy(tree: Any) -> Any:
+    """The same nest with every array as a NumPy array, which can be pickled and copied whatever the library."""
+    return map_leaves(lambda leaf: to_numpy(leaf) if is_array(leaf) else leaf, tree)
+
+
+def placed(tree: Any, target: Backend) -> Any:
+    """Reverse `tree_to_numpy`: the NumPy arrays of a nest as arrays of the backend."""
+    return map_leaves(lambda leaf: from_host(leaf, target) if isinstance(leaf, np.ndarray) else leaf, tree)
+
+
+def _imported_backend(module: str, device: Any, dtype: str) -> Backend:
+    return backend(importlib.import_module(module), device, dtype)
+
+
+def _device_name(library: str, device: Any) -> Any:
+    """What `backend` takes for a device and what can be pickled, which not every library's device objects can."""
+    if device is None:
+        return None
+    if library == "jax":
+        return f"{device.platform}:{device.id}"
+    if library == "cupy":
+        return int(device.id)
+    if library == "dpnp":
+        return device.sycl_device.filter_string
+    return device
+
+
+def _reduced_error(error: NonFiniteError) -> Any:
+    """How to pickle an error that carries parameters."""
+    others = {name: value for name, value in vars(error).items() if name != "good_params"}
+    target = backend_of(*error.good_params.values()) if error.good_params else None
+    return _restored_error, (error.args, others, tree_to_numpy(error.good_params), target)
+
+
+def _restored_error(args: Any, others: dict[str, Any], params: Any, target: Backend | None) -> NonFiniteError:
+    error = NonFiniteError.__new__(NonFiniteError, *args)
+    vars(error).update(others, good_params=params if target is None else placed(params, target))
+    return error
+
+
+copyreg.pickle(NonFiniteError, _reduced_error)
 
 
 def _as_backend(library: Any) -> Backend:

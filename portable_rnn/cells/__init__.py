@@ -1,7 +1,7 @@
 """The recurrent cells: one time step forward, and the same step backward beside it."""
 
 from . import activations
-from .activations import ACTIVATIONS, activation, sigmoid, split_rows
+from .activations import ACTIVATIONS, ActivationName, activation, sigmoid, split_rows
 from .cell import Cell, column, columns_of, dropped, summed_outer, weight_shapes
 from .elman import ElmanCell
 from .gru import GRUCell
@@ -11,6 +11,7 @@ from .minimal import MinGRUCell, MinLSTMCell
 
 __all__ = [
     "ACTIVATIONS",
+    "ActivationName",
     "Cell",
     "ElmanCell",
     "GRUCell",

@@ -9,15 +9,17 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
+import math
 import re
 from collections.abc import Callable
-from typing import Any
+from typing import Annotated, Any
 
 from ..arrays import Array, Backend, backend_of
 from ..errors import InputError
 from ..execution import compiles, fuse
+from ..settings import named
 
-__all__ = ["ACTIVATIONS", "Activation", "GateBlock", "activation", "split_rows"]
+__all__ = ["ACTIVATIONS", "Activation", "ActivationName", "GateBlock", "activation", "split_rows"]
 
 Forward = Callable[[Any, Array], Array]
 
@@ -37,6 +39,9 @@ class Activation:
     name: str
     forward: Forward
     derivative: Forward
+
+    def __reduce__(self) -> Any:
+        return activation, (self.name,)
 
 
 def sigmoid(xp: Any, a: Array) -> Array:
@@ -156,7 +161,9 @@ def activation(spec: str) -> Activation:
     try:
         given = tuple(float(part) for part in (found[2] or "").split(",") if part.strip())
     except ValueError:
-        raise InputError(f"the settings of activation {spec!r} must be numbers") from None
+        given = (math.nan,)
+    if not all(map(math.isfinite, given)):
+        raise InputError(f"the settings of activation {spec!r} must be finite numbers")
     if name in _SIMPLE:
         if given:
             raise InputError(f"activation {name!r} has no settings, got {spec!r}")
@@ -166,6 +173,9 @@ def activation(spec: str) -> Activation:
         raise InputError(f"activation {name!r} has {len(defaults)} settings, got {spec!r}")
     forward, derivative = make(*given, *defaults[len(given) :])
     return Activation(spec, forward, derivative)
+
+
+ActivationName = Annotated[str, named(activation)]
 
 
 @dataclasses.dataclass(frozen=True)

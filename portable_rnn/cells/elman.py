@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..arrays import Array, Params
-from .activations import activation
+from ..settings import Configuration, Positive
+from .activations import ActivationName, activation
 from .cell import (
     Arrays,
     Residual,
@@ -25,11 +26,11 @@ __all__ = ["ElmanCell"]
 
 
 @dataclass(frozen=True)
-class ElmanCell:
+class ElmanCell(Configuration):
     """``h' = f(Wx @ x + Wh @ h + b)`` (Elman 1990)."""
 
-    nonlinearity: str = "tanh"
-    clip: float | None = None
+    nonlinearity: ActivationName = "tanh"
+    clip: Positive | None = None
 
     def parameter_shapes(self, input_size: int, hidden_size: int, bias: bool) -> Shapes:
         return weight_shapes(hidden_size, input_size, hidden_size, bias)

@@ -11,7 +11,8 @@ from typing import Any
 
 from ..arrays import Array, Params
 from ..execution import fuse
-from .activations import GateBlock, activation, split_rows
+from ..settings import Configuration, Positive
+from .activations import ActivationName, GateBlock, activation, split_rows
 from .cell import (
     Arrays,
     Residual,
@@ -31,7 +32,7 @@ __all__ = ["GRUCell"]
 
 
 @dataclass(frozen=True)
-class GRUCell:
+class GRUCell(Configuration):
     """Gated recurrent unit.
 
     ::
@@ -43,9 +44,9 @@ class GRUCell:
     """
 
     reset_after: bool = True
-    activation: str = "tanh"
-    recurrent_activation: str = "sigmoid"
-    clip: float | None = None
+    activation: ActivationName = "tanh"
+    recurrent_activation: ActivationName = "sigmoid"
+    clip: Positive | None = None
 
     @cached_property
     def _block(self) -> GateBlock:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from ..arrays import Array, Params
+from ..settings import Configuration, Positive
 from .activations import GateBlock, split_rows
 from .cell import Arrays, Residual, Shapes, column, dropped, summed_outer, weight_shapes
 
@@ -53,7 +54,7 @@ def _over_steps(xp: Any, terms: Array) -> Array:
 
 
 @dataclass(frozen=True)
-class LayerNormLSTMCell:
+class LayerNormLSTMCell(Configuration):
     """Long short-term memory with layer normalisation.
 
     ::
@@ -65,7 +66,7 @@ class LayerNormLSTMCell:
     Both products are normalised over all 4 * H rows at once.
     """
 
-    epsilon: float = 1e-5
+    epsilon: Positive = 1e-5
 
     constants: ClassVar[dict[str, float]] = {"gain": 1.0, "bias": 0.0}  # as in torch.nn.LayerNorm
     forget_gate: ClassVar[int] = 1
@@ -138,7 +139,7 @@ class LayerNormLSTMCell:
 
 
 @dataclass(frozen=True)
-class LayerNormGRUCell:
+class LayerNormGRUCell(Configuration):
     """Gated recurrent unit with layer normalisation.
 
     ::
@@ -151,7 +152,7 @@ class LayerNormGRUCell:
     minus this one, which is torch's.
     """
 
-    epsilon: float = 1e-5
+    epsilon: Positive = 1e-5
 
     constants: ClassVar[dict[str, float]] = {"gain": 1.0, "bias": 0.0}
     _block: ClassVar[GateBlock] = GateBlock(("sigmoid", "sigmoid"))

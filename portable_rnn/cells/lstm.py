@@ -13,7 +13,8 @@ from typing import Any
 
 from ..arrays import Array, Params
 from ..execution import fuse
-from .activations import GateBlock, activation, split_rows
+from ..settings import Configuration, Count, Positive
+from .activations import ActivationName, GateBlock, activation, split_rows
 from .cell import (
     Arrays,
     Residual,
@@ -33,7 +34,7 @@ __all__ = ["LSTMCell"]
 
 
 @dataclass(frozen=True)
-class LSTMCell:
+class LSTMCell(Configuration):
     """Long short-term memory, optionally with peepholes and a projected hidden state.
 
     ::
@@ -45,13 +46,13 @@ class LSTMCell:
     With `coupled`, ``f = 1 - i``, and the gates are ``i g o``.
     """
 
-    proj_size: int = 0
+    proj_size: Count = 0
     peepholes: bool = False
     coupled: bool = False
-    activation: str = "tanh"
-    recurrent_activation: str = "sigmoid"
-    output_activation: str | None = None
-    clip: float | None = None
+    activation: ActivationName = "tanh"
+    recurrent_activation: ActivationName = "sigmoid"
+    output_activation: ActivationName | None = None
+    clip: Positive | None = None
 
     @property
     def gates(self) -> int:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from ..arrays import Array, Params
+from ..settings import Configuration
 from .activations import activation, split_rows
 from .cell import Arrays, Residual, Shapes, column
 
@@ -51,7 +52,7 @@ def _dcandidate(xp: Any, dn: Array, n: Array, positive: bool) -> Array:
 
 
 @dataclass(frozen=True)
-class MinGRUCell:
+class MinGRUCell(Configuration):
     """Minimal gated recurrent unit.
 
     ::
@@ -89,7 +90,7 @@ class MinGRUCell:
 
 
 @dataclass(frozen=True)
-class MinLSTMCell:
+class MinLSTMCell(Configuration):
     """Minimal long short-term memory, whose two gates are scaled to add up to 1.
 
     ::

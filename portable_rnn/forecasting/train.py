@@ -9,7 +9,7 @@ import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 from ..arrays import Array, Backend, asarray
 from ..data import Standardizer, Table, load_seattle_temps, split_by_time, windows
 from ..errors import InputError
-from ..layers import GRU, LSTM, RNN, Last, Linear, Sequential, check_positive_integer
+from ..layers import GRU, LSTM, RNN, Last, Linear, Sequential
 from ..models import Model
+from ..settings import Configuration, Count, Positive, Probability, Size, one_of
 from ..training import EarlyStopping, History, adam, cosine_decay
 from .calendar import TimeStep
 from .recipe import Forecaster, Recipe, simple_forecasts
@@ -32,7 +33,7 @@ _PATIENCE = 5
 
 
 @dataclass(frozen=True)
-class Settings:
+class Settings(Configuration):
     """How to train a forecaster.
 
     Attributes
@@ -56,26 +57,17 @@ class Settings:
         Initial weights and batch order.
     """
 
-    cell: str = "gru"
-    hidden_size: int = 32
-    layers: int = 1
-    window: int | None = None
-    horizon: int = 6
-    period: int | None = None
-    epochs: int = 30
-    batch_size: int = 128
-    learning_rate: float = 5e-3
-    test_fraction: float = 0.2
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.cell not in CELLS:
-            raise InputError(f"cell: expected one of {', '.join(CELLS)}, received {self.cell!r}")
-        for name in ("hidden_size", "layers", "horizon", "epochs", "batch_size"):
-            check_positive_integer(name, getattr(self, name))
-        for name in ("window", "period"):
-            if getattr(self, name) is not None:
-                check_positive_integer(name, getattr(self, name))
+    cell: Annotated[str, one_of(*CELLS)] = "gru"
+    hidden_size: Size = 32
+    layers: Size = 1
+    window: Size | None = None
+    horizon: Size = 6
+    period: Size | None = None
+    epochs: Size = 30
+    batch_size: Size = 128
+    learning_rate: Positive = 5e-3
+    test_fraction: Probability = 0.2
+    seed: Count = 0
 
 
 @dataclass(frozen=True)

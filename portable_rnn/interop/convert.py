@@ -10,7 +10,7 @@ import numpy as np
 
 from ..errors import InputError, printable
 from ..files import parse_json, replacing
-from ..layers import Layer, Sequential
+from ..layers import Layer
 from ..models import Model, not_finite, read_checkpoint
 from .common import require
 from .keras import from_keras
@@ -181,7 +181,7 @@ def describe(path: str | os.PathLike[str]) -> str:
 
 
 def _layers(network: Layer) -> list[str]:
-    parts = network.layers if isinstance(network, Sequential) else (network,)
+    parts = network.children().values() or (network,)
     return [f"  {k}: {layer}" for k, layer in enumerate(parts)]
 
 

@@ -30,6 +30,8 @@ from ..layers import (
     Sequential,
     SharedDropout,
     Softmax,
+    own_parameters,
+    walk,
 )
 from ..models import Model
 from .common import HostParams, Piece, refuse_options
@@ -115,15 +117,9 @@ def to_keras(model: Model) -> Any:
 
 def _flat(layer: Layer, params: HostParams) -> Iterator[tuple[Layer, HostParams]]:
     """The layers in a line with their parameters; a `Masked` stands before what is inside it."""
-    if isinstance(layer, Masked):
-        yield layer, {}
-        yield from _flat(layer.layer, params)
-    elif isinstance(layer, Sequential):
-        for k, part in enumerate(layer.layers):
-            prefix = f"{k}."
-            yield from _flat(part, {n.removeprefix(prefix): v for n, v in params.items() if n.startswith(prefix)})
-    else:
-        yield layer, params
+    for prefix, part in walk(layer):
+        if not isinstance(part, Sequential):
+            yield part, {} if isinstance(part, Masked) else own_parameters(params, prefix)
 
 
 @dataclass
@@ -172,7 +168,7 @@ class _Build:
             return self._activation(layer.function)
         if isinstance(layer, Softmax):
             return layers.Activation("log_softmax" if layer.log else "softmax", dtype=dtype)
-        simple = {Mean: layers.GlobalAveragePooling1D, Max: layers.GlobalMaxPooling1D}
+        simple: dict[type[Layer], Any] = {Mean: layers.GlobalAveragePooling1D, Max: layers.GlobalMaxPooling1D}
         if type(layer) in simple:
             return simple[type(layer)](dtype=dtype)
         if isinstance(layer, Dropout):

@@ -10,7 +10,7 @@ import numpy as np
 
 from ..arrays import leaves
 from ..errors import ConversionError, InputError
-from ..layers import Embedding, Layer, Masked, Sequential
+from ..layers import Embedding, Layer, Masked
 from .common import HostParams, Piece, assemble
 
 __all__ = ["LENGTHS", "TOLERANCES", "Trial", "check_chain", "check_piece", "difference", "random_input"]
@@ -79,15 +79,15 @@ def random_input(
     (2, 4, 3)
     """
     first, masked = network, None
-    while isinstance(first, (Sequential, Masked)):
+    while inside := list(first.children().values()):
         masked = first if isinstance(first, Masked) else masked
-        first = first.layer if isinstance(first, Masked) else first.layers[0]
+        first = inside[0]
     if isinstance(first, Embedding):
         x: Host = rng.integers(0, first.num_embeddings, (batch, steps or 1))
     else:
         # of few digits, so that a source in float32 is given the same numbers
         leading = (batch,) if steps is None else (batch, steps)
-        x = rng.standard_normal((*leading, _width(network) or features or 4)).astype("float32").astype("float64")
+        x = rng.standard_normal((*leading, network.in_width or features or 4)).astype("float32").astype("float64")
     if masked is not None and steps is not None:
         hidden = rng.random((batch, steps)) < 0.4
         # the first row is masked throughout; with one or two steps, not at all
@@ -95,13 +95,6 @@ def random_input(
         hidden[:, -1] &= empty_rows
         x[hidden] = masked.value
     return x
-
-
-def _width(network: Layer) -> int | None:
-    """Input features of the first layer that says so; those before it keep the number."""
-    layers = network.layers if isinstance(network, Sequential) else (network,)
-    found = (_width(layer) if isinstance(layer, Sequential) else layer.in_width for layer in layers)
-    return next((width for width in found if width is not None), None)
 
 
 def difference(got: Any, expected: Any, where: str) -> tuple[float, str]:

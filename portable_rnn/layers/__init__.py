@@ -1,7 +1,21 @@
 """Layers: configuration as frozen dataclasses, a forward pass, and the backward pass derived by hand."""
 
 from . import initializers
-from .base import Layer, chosen, keep_mask, place_masks, random_generator, uniform, valid_steps
+from .base import (
+    Layer,
+    Stateless,
+    Wrapper,
+    check_memory,
+    chosen,
+    keep_mask,
+    map_layers,
+    own_parameters,
+    place_masks,
+    random_generator,
+    uniform,
+    valid_steps,
+    walk,
+)
 from .feedforward import (
     Dropout,
     Embedding,
@@ -12,12 +26,12 @@ from .feedforward import (
     Sequential,
     check_streams,
     flat_layers,
-    with_prefix,
 )
 from .more_recurrent import LayerNormGRU, LayerNormLSTM, MinGRU, MinLSTM
-from .recurrent import GRU, LSTM, RNN, Recurrent, check_positive_integer
+from .recurrent import GRU, LSTM, RNN, Recurrent, RecurrentLayer
+from .registry import register, registered, registered_name
 from .time.one_direction import Span, run_direction, run_direction_backward
-from .time.stack import is_recurrent, one_direction, stack_backward, state_sizes, suffixes
+from .time.stack import one_direction, stack_backward, state_sizes, suffixes
 from .wrappers import Activation, Ends, Flip, Masked, Merge, SharedDropout, Softmax
 
 __all__ = [
@@ -41,20 +55,27 @@ __all__ = [
     "MinGRU",
     "MinLSTM",
     "Recurrent",
+    "RecurrentLayer",
     "Sequential",
     "SharedDropout",
     "Softmax",
     "Span",
-    "check_positive_integer",
+    "Stateless",
+    "Wrapper",
+    "check_memory",
     "check_streams",
     "chosen",
     "flat_layers",
     "initializers",
-    "is_recurrent",
     "keep_mask",
+    "map_layers",
     "one_direction",
+    "own_parameters",
     "place_masks",
     "random_generator",
+    "register",
+    "registered",
+    "registered_name",
     "run_direction",
     "run_direction_backward",
     "stack_backward",
@@ -62,5 +83,5 @@ __all__ = [
     "suffixes",
     "uniform",
     "valid_steps",
-    "with_prefix",
+    "walk",
 ]

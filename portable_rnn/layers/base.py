@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import abc
 import dataclasses
+import functools
 import math
-from collections.abc import Iterable, Mapping, Sequence
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from types import ModuleType
 from typing import Any, ClassVar
@@ -43,16 +46,29 @@ from ..arrays import (
 from ..arrays import backend as as_backend
 from ..errors import InputError
 from ..execution import forward_only
+from ..settings import Configuration
 
-__all__ = ["Layer", "random_generator", "valid_steps", "zero_padding"]
+__all__ = [
+    "Layer",
+    "Stateless",
+    "Wrapper",
+    "map_layers",
+    "own_parameters",
+    "prefixed",
+    "random_generator",
+    "valid_steps",
+    "walk",
+    "zero_padding",
+]
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
-class Layer(abc.ABC):
+class Layer(Configuration, abc.ABC):
     """A layer's configuration; parameters and states are arrays that the caller holds.
 
-    A subclass is a frozen dataclass that gives `parameter_shapes`, `forward` and `backward`, and `check_input` where
-    it wants something else than floating (B, T, features).
+    A subclass is a frozen dataclass that gives `forward` and `backward`, and `parameter_shapes` and `draw` where it has
+    parameters. One with layers inside names them in `children` and `map_children`: that is how everything that looks
+    through a network finds them. `Stateless` is the base of layers that are a function of x.
     """
 
     def __repr__(self) -> str:
@@ -79,9 +95,24 @@ class Layer(abc.ABC):
         """Output features for this many input features (None: unknown)."""
         return features
 
-    @abc.abstractmethod
+    def children(self) -> dict[str, Layer]:
+        """The layers inside, in the order of computation, each under the name that prefixes its parameters.
+
+        A child named "0" has its parameter ``weight`` as ``0.weight``; one named "" has it as ``weight``.
+        """
+        return {}
+
+    def map_children(self, function: Callable[[Layer], Layer]) -> Layer:
+        """The same layer with each of its `children` replaced by what `function` makes of it."""
+        return self
+
     def parameter_shapes(self) -> dict[str, tuple[int, ...]]:
-        """The name and shape of every parameter, as in torch's state dict."""
+        """The name and shape of every parameter, as in torch's state dict; those of the children where not given."""
+        return {
+            prefixed(child, name): shape
+            for child, layer in self.children().items()
+            for name, shape in layer.parameter_shapes().items()
+        }
 
     @abc.abstractmethod
     def forward(self, params: Params, x: Array, state: State, marks: Marks, masks: Any) -> tuple[Array, State, Any]:
@@ -95,16 +126,20 @@ class Layer(abc.ABC):
         """The first of what `backward` returns; a layer that gives the others at a price leaves them out here."""
         return self.backward(params, residuals, dy, dstate)[0]
 
-    @abc.abstractmethod
     def check_input(self, x: Array, xp: Any) -> None:
         """Raise InputError where `x` has the wrong rank, feature count or kind of dtype."""
+        check_rank_and_features(x, xp, (3,) if self.needs_time else (2, 3), self.in_width, type(self).__name__)
 
-    def check_values(self, x: np.ndarray[Any, Any], lengths: np.ndarray[Any, Any] | None) -> None:  # noqa: B027
+    def check_values(self, x: np.ndarray[Any, Any], lengths: np.ndarray[Any, Any] | None) -> None:
         """Raise InputError where integers before the rows' ends are out of range; called where `takes_integers`."""
 
     def draw(self, rng: np.random.Generator) -> dict[str, np.ndarray[Any, Any]]:
-        """Initial parameters as float64 NumPy arrays; layers without parameters draw nothing."""
-        return {}
+        """Initial parameters as float64 NumPy arrays; those of the children where not given."""
+        return {
+            prefixed(child, name): value
+            for child, layer in self.children().items()
+            for name, value in layer.draw(rng).items()
+        }
 
     def dropout_masks(self, rng: np.random.Generator, shape: tuple[int, ...]) -> Any:
         """Dropout masks for an x of this shape as a nest of NumPy arrays (0 or 1 / (1 - p)), or None.
@@ -143,6 +178,7 @@ class Layer(abc.ABC):
         ['bias', 'weight']
         """
         target = backend if isinstance(backend, Backend) else as_backend(backend)
+        check_memory(self._shapes, f"the parameters of {self}")
         drawn = self.draw(random_generator(seed))
         return {name: from_host(value.astype(target.dtype_name), target) for name, value in drawn.items()}
 
@@ -272,6 +308,112 @@ class Layer(abc.ABC):
         check_shapes(found, self._shapes, self)
 
 
+class Stateless(Layer):
+    """A layer without parameters and state: ``y = f(x)`` and its pullback."""
+
+    @abc.abstractmethod
+    def transform(self, xp: Any, x: Array, lengths: Array | None, mask: Any) -> tuple[Array, Any]:
+        """(y, residuals). `mask` is one of `dropout_masks`, or None."""
+
+    @abc.abstractmethod
+    def pullback(self, xp: Any, residuals: Any, dy: Array) -> Array:
+        """dx, from what `transform` returned and the cotangent of y."""
+
+    def forward(self, params: Params, x: Array, state: State, marks: Marks, masks: Any) -> tuple[Array, State, Any]:
+        y, residuals = self.transform(namespace_of(x), x, marks.lengths, masks)
+        return y, None, residuals
+
+    def backward(self, params: Params, residuals: Any, dy: Array, dstate: State) -> tuple[Params, Array | None, State]:
+        return {}, self.pullback(namespace_of(dy), residuals, dy), None
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class Wrapper(Layer):
+    """A layer around one other; parameters, state and features are those of the layer inside.
+
+    A subclass gives `forward` and `backward`.
+    """
+
+    layer: Layer
+
+    @property
+    def keeps_time(self) -> bool:  # type: ignore[override]
+        """As the layer inside."""
+        return self.layer.keeps_time
+
+    @property
+    def needs_time(self) -> bool:  # type: ignore[override]
+        """As the layer inside."""
+        return self.layer.needs_time
+
+    @property
+    def takes_integers(self) -> bool:  # type: ignore[override]
+        """As the layer inside."""
+        return self.layer.takes_integers
+
+    @property
+    def in_width(self) -> int | None:
+        return self.layer.in_width
+
+    def out_width(self, features: int | None) -> int | None:
+        return self.layer.out_width(features)
+
+    def children(self) -> dict[str, Layer]:
+        return {"": self.layer}
+
+    def map_children(self, function: Callable[[Layer], Layer]) -> Layer:
+        return dataclasses.replace(self, layer=function(self.layer))
+
+    def dropout_masks(self, rng: np.random.Generator, shape: tuple[int, ...]) -> Any:
+        return self.layer.dropout_masks(rng, shape)
+
+    def check_input(self, x: Array, xp: Any) -> None:
+        self.layer.check_input(x, xp)
+
+    def check_values(self, x: np.ndarray[Any, Any], lengths: np.ndarray[Any, Any] | None) -> None:
+        self.layer.check_values(x, lengths)
+
+    def check_state(self, state: State, batch_size: int) -> None:
+        self.layer.check_state(state, batch_size)
+
+
+# ---------------------------------------------------------------------- walks over a network
+
+
+def prefixed(child: str, name: str) -> str:
+    """The name that a child's parameter has in its parent."""
+    return f"{child}.{name}" if child else name
+
+
+def own_parameters(params: Params, prefix: str) -> Params:
+    """The parameters whose name starts with `prefix`, without it."""
+    if not prefix:
+        return params
+    return {name.removeprefix(prefix): p for name, p in params.items() if name.startswith(prefix)}
+
+
+def walk(network: Layer, prefix: str = "") -> Iterator[tuple[str, Layer]]:
+    """A layer and all layers inside it, parents first, each with the prefix of its parameters.
+
+    Examples
+    --------
+    >>> import portable_rnn as prnn
+    >>> [prefix for prefix, _ in walk(prnn.Sequential(prnn.GRU(1, 8), prnn.Linear(8, 1)))]
+    ['', '0.', '1.']
+    """
+    yield prefix, network
+    for child, layer in network.children().items():
+        yield from walk(layer, prefix + prefixed(child, ""))
+
+
+def map_layers(function: Callable[[Layer], Layer], network: Layer) -> Layer:
+    """The network with every layer replaced by what `function` makes of it, those inside first."""
+    return function(network.map_children(lambda child: map_layers(function, child)))
+
+
+# ---------------------------------------------------------------------- drawing
+
+
 def random_generator(seed: int | np.random.Generator) -> np.random.Generator:
     """NumPy's Philox generator: the same stream on every machine and NumPy version that has it."""
     if isinstance(seed, np.random.Generator):
@@ -279,6 +421,29 @@ def random_generator(seed: int | np.random.Generator) -> np.random.Generator:
     if not isinstance(seed, (int, np.integer)) or isinstance(seed, bool) or seed < 0:
         raise InputError(f"seed must be a non-negative integer or a numpy Generator, got {seed!r}")
     return np.random.Generator(np.random.Philox(int(seed)))
+
+
+def check_memory(shapes: Mapping[str, tuple[int, ...]], what: str) -> None:
+    """Raise InputError where arrays of float64, as they are drawn, are larger than this machine's memory."""
+    if not shapes:
+        return
+    entries = {name: math.prod(shape) for name, shape in shapes.items()}
+    needed, allowed = 8 * sum(entries.values()), physical_memory()
+    if needed > allowed:
+        largest = max(entries, key=lambda name: entries[name])
+        raise InputError(
+            f"{what} need {needed / 1e9:.3g} GB, expected at most the {allowed / 1e9:.3g} GB of this machine: "
+            f"make the sizes smaller; the largest is {largest!r} of shape {shapes[largest]}"
+        )
+
+
+@functools.cache
+def physical_memory() -> int:
+    """Bytes of memory of this machine; where it does not say so, what an address can reach."""
+    try:
+        return int(os.sysconf("SC_PAGE_SIZE")) * int(os.sysconf("SC_PHYS_PAGES"))
+    except (AttributeError, OSError, ValueError):  # Windows has no sysconf
+        return sys.maxsize
 
 
 def uniform(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,8 +10,19 @@ import numpy as np
 
 from ..arrays import Array, Marks, Params, State, backend_of, device_of, dtype_name, namespace_of
 from ..errors import InputError
-from .base import Layer, check_rank_and_features, inverse_sqrt, keep_mask, uniform, valid_steps, zero_padding
-from .recurrent import check_positive_integer, check_probability
+from ..settings import Probability, Size
+from .base import (
+    Layer,
+    Stateless,
+    inverse_sqrt,
+    keep_mask,
+    own_parameters,
+    prefixed,
+    uniform,
+    valid_steps,
+    walk,
+    zero_padding,
+)
 
 __all__ = ["Dropout", "Embedding", "Last", "Linear", "Max", "Mean", "Sequential"]
 
@@ -36,15 +47,11 @@ class Linear(Layer):
     (4, 2)
     """
 
-    in_features: int
-    out_features: int
+    in_features: Size
+    out_features: Size
     bias: bool = True
 
     needs_time = False
-
-    def __post_init__(self) -> None:
-        check_positive_integer("in_features", self.in_features)
-        check_positive_integer("out_features", self.out_features)
 
     @property
     def in_width(self) -> int:
@@ -59,9 +66,6 @@ class Linear(Layer):
 
     def draw(self, rng: np.random.Generator) -> dict[str, np.ndarray[Any, Any]]:
         return uniform(rng, self.parameter_shapes(), inverse_sqrt(self.in_features))
-
-    def check_input(self, x: Array, xp: Any) -> None:
-        check_rank_and_features(x, xp, (2, 3), self.in_features, "Linear")
 
     def forward(self, params: Params, x: Array, state: State, marks: Marks, masks: Any) -> tuple[Array, State, Any]:
         xp = namespace_of(x)
@@ -102,14 +106,10 @@ class Embedding(Layer):
     (1, 3, 4)
     """
 
-    num_embeddings: int
-    embedding_dim: int
+    num_embeddings: Size
+    embedding_dim: Size
 
     takes_integers = True
-
-    def __post_init__(self) -> None:
-        check_positive_integer("num_embeddings", self.num_embeddings)
-        check_positive_integer("embedding_dim", self.embedding_dim)
 
     def out_width(self, features: int | None) -> int:
         return self.embedding_dim
@@ -153,14 +153,6 @@ class Embedding(Layer):
 # ---------------------------------------------------------------------- pooling over time
 
 
-def _no_parameters(self: Any) -> dict[str, tuple[int, ...]]:
-    return {}
-
-
-def _check_pooling_input(self: Any, x: Array, xp: Any) -> None:
-    check_rank_and_features(x, xp, (3,), None, type(self).__name__)
-
-
 def _step_numbers(xp: Any, x: Array) -> Array:
     return xp.arange(x.shape[1], dtype=xp.int32, device=backend_of(x).device)[None, :, None]
 
@@ -170,7 +162,7 @@ def _valid(xp: Any, x: Array, lengths: Array | None) -> Array | None:
 
 
 @dataclass(frozen=True, repr=False)
-class Last(Layer):
+class Last(Stateless):
     """The output at each row's last step: (B, T, F) -> (B, F). A row of length zero gives zeros.
 
     Examples
@@ -182,26 +174,22 @@ class Last(Layer):
     """
 
     keeps_time = False
-    parameter_shapes = _no_parameters
-    check_input = _check_pooling_input
 
-    def forward(self, params: Params, x: Array, state: State, marks: Marks, masks: Any) -> tuple[Array, State, Any]:
-        xp = namespace_of(x)
+    def transform(self, xp: Any, x: Array, lengths: Array | None, mask: Any) -> tuple[Array, Any]:
         steps = _step_numbers(xp, x)
-        if marks.lengths is None:
+        if lengths is None:
             # a copy, and one that torch differentiates: a view would keep all steps in memory until the backward pass
-            return x[:, -1, :] * 1, None, steps == x.shape[1] - 1
-        last = steps == xp.astype(marks.lengths, steps.dtype)[:, None, None] - 1
-        return xp.sum(xp.where(last, x, xp.zeros_like(x)), axis=1), None, last
+            return x[:, -1, :] * 1, steps == x.shape[1] - 1
+        last = steps == xp.astype(lengths, steps.dtype)[:, None, None] - 1
+        return xp.sum(xp.where(last, x, xp.zeros_like(x)), axis=1), last
 
-    def backward(self, params: Params, residuals: Any, dy: Array, dstate: State) -> tuple[Params, Array, State]:
-        xp = namespace_of(dy)
+    def pullback(self, xp: Any, residuals: Any, dy: Array) -> Array:
         dy = dy[:, None, :]
-        return {}, xp.where(residuals, dy, xp.zeros_like(dy)), None
+        return xp.where(residuals, dy, xp.zeros_like(dy))
 
 
 @dataclass(frozen=True, repr=False)
-class Mean(Layer):
+class Mean(Stateless):
     """The mean over each row's steps: (B, T, F) -> (B, F). A row of length zero gives zeros.
 
     Examples
@@ -214,26 +202,23 @@ class Mean(Layer):
 
     keeps_time = False
     streams = False
-    parameter_shapes = _no_parameters
-    check_input = _check_pooling_input
 
-    def forward(self, params: Params, x: Array, state: State, marks: Marks, masks: Any) -> tuple[Array, State, Any]:
-        xp = namespace_of(x)
-        valid = _valid(xp, x, marks.lengths)
+    def transform(self, xp: Any, x: Array, lengths: Array | None, mask: Any) -> tuple[Array, Any]:
+        valid = _valid(xp, x, lengths)
         ones = xp.ones_like(x[:, :, :1])
         if valid is None:
             weights = ones / x.shape[1]
         else:
-            counts = xp.astype(marks.lengths, x.dtype)[:, None, None]
+            counts = xp.astype(lengths, x.dtype)[:, None, None]
             weights = xp.where(valid, ones, xp.zeros_like(ones)) / xp.maximum(counts, xp.ones_like(counts))
-        return xp.sum(zero_padding(xp, x, marks.lengths) * weights, axis=1), None, weights
+        return xp.sum(zero_padding(xp, x, lengths) * weights, axis=1), weights
 
-    def backward(self, params: Params, residuals: Any, dy: Array, dstate: State) -> tuple[Params, Array, State]:
-        return {}, residuals * dy[:, None, :], None
+    def pullback(self, xp: Any, residuals: Any, dy: Array) -> Array:
+        return residuals * dy[:, None, :]
 
 
 @dataclass(frozen=True, repr=False)
-class Max(Layer):
+class Max(Stateless):
     """The largest value over each row's steps: (B, T, F) -> (B, F). A row of length zero gives zeros.
 
     The gradient goes to one step for each feature, the first where several are equal.
@@ -248,12 +233,9 @@ class Max(Layer):
 
     keeps_time = False
     streams = False
-    parameter_shapes = _no_parameters
-    check_input = _check_pooling_input
 
-    def forward(self, params: Params, x: Array, state: State, marks: Marks, masks: Any) -> tuple[Array, State, Any]:
-        xp = namespace_of(x)
-        valid = _valid(xp, x, marks.lengths)
+    def transform(self, xp: Any, x: Array, lengths: Array | None, mask: Any) -> tuple[Array, Any]:
+        valid = _valid(xp, x, lengths)
         candidates = x if valid is None else xp.where(valid, x, xp.full_like(x, -xp.inf))
         steps = _step_numbers(xp, x)
         largest = candidates == xp.max(candidates, axis=1, keepdims=True)
@@ -263,19 +245,18 @@ class Max(Layer):
         chosen = steps == first
         if valid is not None:
             chosen = xp.logical_and(chosen, valid)
-        return xp.sum(xp.where(chosen, x, xp.zeros_like(x)), axis=1), None, chosen
+        return xp.sum(xp.where(chosen, x, xp.zeros_like(x)), axis=1), chosen
 
-    def backward(self, params: Params, residuals: Any, dy: Array, dstate: State) -> tuple[Params, Array, State]:
-        xp = namespace_of(dy)
+    def pullback(self, xp: Any, residuals: Any, dy: Array) -> Array:
         dy = dy[:, None, :]
-        return {}, xp.where(residuals, dy, xp.zeros_like(dy)), None
+        return xp.where(residuals, dy, xp.zeros_like(dy))
 
 
 # ---------------------------------------------------------------------- dropout and composition
 
 
 @dataclass(frozen=True, repr=False)
-class Dropout(Layer):
+class Dropout(Stateless):
     """In training, zero each entry with probability `p` and scale the others by 1 / (1 - p).
 
     Without masks (`Layer.dropout_masks` draws them, `Model.fit` does so for each batch) it returns x.
@@ -286,28 +267,21 @@ class Dropout(Layer):
         In [0, 1).
     """
 
-    p: float
+    p: Probability
 
-    parameter_shapes = _no_parameters
     needs_time = False
-
-    def __post_init__(self) -> None:
-        check_probability("p", self.p)
-
-    def check_input(self, x: Array, xp: Any) -> None:
-        check_rank_and_features(x, xp, (2, 3), None, "Dropout")
 
     def dropout_masks(self, rng: np.random.Generator, shape: tuple[int, ...]) -> Any:
         return keep_mask(rng, shape, self.p) if self.p else None
 
-    def forward(self, params: Params, x: Array, state: State, marks: Marks, masks: Any) -> tuple[Array, State, Any]:
-        y = x if masks is None else x * masks
-        return zero_padding(namespace_of(x), y, marks.lengths), None, (masks, marks.lengths)
+    def transform(self, xp: Any, x: Array, lengths: Array | None, mask: Any) -> tuple[Array, Any]:
+        y = x if mask is None else x * mask
+        return zero_padding(xp, y, lengths), (mask, lengths)
 
-    def backward(self, params: Params, residuals: Any, dy: Array, dstate: State) -> tuple[Params, Array, State]:
-        masks, lengths = residuals
-        dx = zero_padding(namespace_of(dy), dy, lengths)
-        return {}, dx if masks is None else dx * masks, None
+    def pullback(self, xp: Any, residuals: Any, dy: Array) -> Array:
+        mask, lengths = residuals
+        dx = zero_padding(xp, dy, lengths)
+        return dx if mask is None else dx * mask
 
 
 @dataclass(frozen=True, init=False, repr=False)
@@ -382,22 +356,21 @@ class Sequential(Layer):
 
     @property
     def in_width(self) -> int | None:
-        return self.layers[0].in_width
+        for layer in self.layers:
+            if layer.in_width is not None or layer.out_width(2) != 2:  # those before keep the number of features
+                return layer.in_width
+        return None
 
     def out_width(self, features: int | None) -> int | None:
         for layer in self.layers:
             features = layer.out_width(features)
         return features
 
-    def parameter_shapes(self) -> dict[str, tuple[int, ...]]:
-        return {
-            f"{k}.{name}": shape
-            for k, layer in enumerate(self.layers)
-            for name, shape in layer.parameter_shapes().items()
-        }
+    def children(self) -> dict[str, Layer]:
+        return {str(k): layer for k, layer in enumerate(self.layers)}
 
-    def draw(self, rng: np.random.Generator) -> dict[str, np.ndarray[Any, Any]]:
-        return {f"{k}.{name}": p for k, layer in enumerate(self.layers) for name, p in layer.draw(rng).items()}
+    def map_children(self, function: Callable[[Layer], Layer]) -> Sequential:
+        return Sequential(*map(function, self.layers))
 
     def dropout_masks(self, rng: np.random.Generator, shape: tuple[int, ...]) -> Any:
         masks = []
@@ -433,7 +406,7 @@ class Sequential(Layer):
         all_masks = (None,) * count if masks is None else masks
         finals, residuals = [], []
         for k, layer in enumerate(self.layers):
-            x, final, saved = layer.forward(with_prefix(params, f"{k}."), x, states[k], marks, all_masks[k])
+            x, final, saved = layer.forward(own_parameters(params, f"{k}."), x, states[k], marks, all_masks[k])
             if not layer.keeps_time:
                 marks = Marks()
             finals.append(final)
@@ -467,33 +440,30 @@ class Sequential(Layer):
         """Number, parameters and cotangent of the final state of each layer, from the last."""
         dfinals = (None,) * len(self.layers) if dstate is None else dstate
         for k in reversed(range(len(self.layers))):
-            yield k, with_prefix(params, f"{k}."), dfinals[k]
+            yield k, own_parameters(params, f"{k}."), dfinals[k]
 
     def __repr__(self) -> str:
         return f"Sequential({', '.join(map(repr, self.layers))})"
 
 
 def flat_layers(network: Layer) -> list[tuple[str, Any]]:
-    """The layers of nested Sequentials in the order of computation, each with the prefix of its parameters."""
+    """The links of a chain, nested Sequentials taken apart, in order, each with the prefix of its parameters."""
+    return list(_links(network, ""))
+
+
+def _links(network: Layer, prefix: str) -> Iterator[tuple[str, Layer]]:
     if not isinstance(network, Sequential):
-        return [("", network)]
-    return [(f"{k}.{prefix}", part) for k, layer in enumerate(network.layers) for prefix, part in flat_layers(layer)]
-
-
-def with_prefix(params: Params, prefix: str) -> Params:
-    """The parameters whose name starts with `prefix`, without it."""
-    return {name.removeprefix(prefix): p for name, p in params.items() if name.startswith(prefix)}
+        yield prefix, network
+        return
+    for child, layer in network.children().items():
+        yield from _links(layer, prefix + prefixed(child, ""))
 
 
 def check_streams(network: Layer) -> None:
     """Raise InputError where a network can't run one step at a time."""
-    for layer in getattr(network, "layers", (network,)):
-        if layer is not network and hasattr(layer, "layers"):
-            check_streams(layer)
-        name = type(layer).__name__
-        if getattr(layer, "bidirectional", False):
-            raise InputError(f"a bidirectional {name} needs the whole sequence: it can't run step by step")
-        if getattr(layer, "reverse", False):
-            raise InputError(f"a {name} with reverse=True starts at the end: it can't run step by step")
+    for _, layer in walk(network):
         if not layer.streams:
-            raise InputError(f"{name} needs the whole sequence: it can't run step by step")
+            raise InputError(
+                f"{layer} needs the whole sequence: it can't run step by step; use layers that run forward in time, "
+                "with Last as the pooling, or call predict with the whole sequence"
+            )

@@ -17,13 +17,24 @@ import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 
 from ..errors import InputError
+from ..settings import named
 
-__all__ = ["SCHEMES", "Scheme", "draw", "glorot_uniform", "identity", "orthogonal", "scheme", "uniform"]
+__all__ = [
+    "SCHEMES",
+    "InitializerName",
+    "Scheme",
+    "draw",
+    "glorot_uniform",
+    "identity",
+    "orthogonal",
+    "scheme",
+    "uniform",
+]
 
 HostArray = np.ndarray[Any, Any]
 Shape = tuple[int, ...]
@@ -197,7 +208,9 @@ def scheme(spec: str) -> Scheme:
             try:
                 changes[key] = float(value)
             except ValueError:
-                raise InputError(f"forget_bias of initializer {spec!r} must be a number") from None
+                changes[key] = math.nan
+            if not math.isfinite(changes[key]):
+                raise InputError(f"forget_bias of initializer {spec!r} must be a finite number")
         elif key in ("input", "recurrent", "bias"):
             raise InputError(f"{key} of initializer {spec!r} must be one of {', '.join(allowed)}")
         elif part.strip():
@@ -205,6 +218,9 @@ def scheme(spec: str) -> Scheme:
                 f"initializer {spec!r} has no part {part.strip()!r}: expected input=, recurrent=, bias= or forget_bias="
             )
     return replace(SCHEMES[found[1]], **changes)
+
+
+InitializerName = Annotated[str, named(scheme)]
 
 
 def draw(

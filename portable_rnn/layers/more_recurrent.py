@@ -6,24 +6,18 @@ Their maths is in `cells/layer_norm.py` and `cells/minimal.py`; all else they sh
 from __future__ import annotations
 
 from dataclasses import KW_ONLY, dataclass
-from typing import Any, ClassVar
+from functools import cached_property
+from typing import ClassVar
 
 from ..cells import Cell, LayerNormGRUCell, LayerNormLSTMCell, MinGRUCell, MinLSTMCell
-from ..errors import InputError
-from .base import Layer
-from .recurrent import Recurrent
+from ..settings import Positive
+from .recurrent import RecurrentLayer
 
 __all__ = ["LayerNormGRU", "LayerNormLSTM", "MinGRU", "MinLSTM"]
 
 
-def _check_normalized(self: Any) -> None:
-    Recurrent.__post_init__(self)
-    if isinstance(self.epsilon, bool) or not isinstance(self.epsilon, (int, float)) or not self.epsilon > 0:
-        raise InputError(f"epsilon must be a positive number, got {self.epsilon!r}")
-
-
 @dataclass(frozen=True, repr=False)
-class LayerNormLSTM(Layer):
+class LayerNormLSTM(RecurrentLayer):
     """Long short-term memory with layer normalisation.
 
     ``a = gain_ih * LN(Wx @ x) + bias_ih + gain_hh * LN(Wh @ h) + bias_hh``, each product normalised over all 4 * H
@@ -37,7 +31,7 @@ class LayerNormLSTM(Layer):
     ----------
     input_size, hidden_size, num_layers, bias, bidirectional, reverse, dropout, recurrent_dropout, zoneout,
     recompute_every, initializer
-        As in `RNN`.
+        As in `RecurrentLayer`.
     epsilon : float
         Added to the variance.
 
@@ -57,41 +51,17 @@ class LayerNormLSTM(Layer):
     ((2, 7, 5), (1, 2, 5))
     """
 
-    input_size: int
-    hidden_size: int
-    num_layers: int = 1
     _: KW_ONLY
-    bias: bool = True
-    bidirectional: bool = False
-    reverse: bool = False
-    dropout: float = 0.0
-    recurrent_dropout: float = 0.0
-    zoneout: float = 0.0
-    recompute_every: int | None = None
-    initializer: str = "torch"
-    epsilon: float = 1e-5
+    epsilon: Positive = 1e-5
 
-    def __post_init__(self) -> None:
-        _check_normalized(self)
-
-    in_width = Recurrent.in_width
-    out_width = Recurrent.out_width
-    parameter_shapes = Recurrent.parameter_shapes
-    forward = Recurrent.forward
-    backward = Recurrent.backward
-    check_input = Recurrent.check_input
-    check_state = Recurrent.check_state
-    draw = Recurrent.draw
-    dropout_masks = Recurrent.dropout_masks
-
-    @property
+    @cached_property
     def cell(self) -> Cell:
         """The cell that every layer and direction runs."""
         return LayerNormLSTMCell(self.epsilon)
 
 
 @dataclass(frozen=True, repr=False)
-class LayerNormGRU(Layer):
+class LayerNormGRU(RecurrentLayer):
     """Gated recurrent unit with layer normalisation.
 
     With ``z = gain_ih * LN(Wx @ x) + bias_ih`` and ``m = gain_hh * LN(Wh @ h) + bias_hh``: ``r = sigmoid(z_r + m_r)``,
@@ -104,7 +74,7 @@ class LayerNormGRU(Layer):
     ----------
     input_size, hidden_size, num_layers, bias, bidirectional, reverse, dropout, recurrent_dropout, zoneout,
     recompute_every, initializer
-        As in `RNN`.
+        As in `RecurrentLayer`.
     epsilon : float
         Added to the variance.
 
@@ -121,41 +91,17 @@ class LayerNormGRU(Layer):
     (2, 7, 10)
     """
 
-    input_size: int
-    hidden_size: int
-    num_layers: int = 1
     _: KW_ONLY
-    bias: bool = True
-    bidirectional: bool = False
-    reverse: bool = False
-    dropout: float = 0.0
-    recurrent_dropout: float = 0.0
-    zoneout: float = 0.0
-    recompute_every: int | None = None
-    initializer: str = "torch"
-    epsilon: float = 1e-5
+    epsilon: Positive = 1e-5
 
-    def __post_init__(self) -> None:
-        _check_normalized(self)
-
-    in_width = Recurrent.in_width
-    out_width = Recurrent.out_width
-    parameter_shapes = Recurrent.parameter_shapes
-    forward = Recurrent.forward
-    backward = Recurrent.backward
-    check_input = Recurrent.check_input
-    check_state = Recurrent.check_state
-    draw = Recurrent.draw
-    dropout_masks = Recurrent.dropout_masks
-
-    @property
+    @cached_property
     def cell(self) -> Cell:
         """The cell that every layer and direction runs."""
         return LayerNormGRUCell(self.epsilon)
 
 
 @dataclass(frozen=True, repr=False)
-class MinGRU(Layer):
+class MinGRU(RecurrentLayer):
     """Minimal gated recurrent unit: a gate that sees the input only.
 
     ``u = sigmoid(Wx_u @ x + b_u)``, ``n = Wx_n @ x + b_n``, ``h' = (1 - u) * h + u * n``.
@@ -165,7 +111,7 @@ class MinGRU(Layer):
     Parameters
     ----------
     input_size, hidden_size, num_layers, bias, bidirectional, reverse, dropout, zoneout, recompute_every, initializer
-        As in `RNN`.
+        As in `RecurrentLayer`.
     positive : bool
         ``n = g(Wx_n @ x + b_n)`` with g(a) = a + 1/2 where a >= 0, else sigmoid(a): the form which the paper runs in
         log space.
@@ -182,42 +128,19 @@ class MinGRU(Layer):
     {'weight_ih_l0': (10, 3), 'bias_ih_l0': (10,)}
     """
 
-    input_size: int
-    hidden_size: int
-    num_layers: int = 1
     _: KW_ONLY
-    bias: bool = True
-    bidirectional: bool = False
-    reverse: bool = False
-    dropout: float = 0.0
-    zoneout: float = 0.0
-    recompute_every: int | None = None
-    initializer: str = "torch"
     positive: bool = False
 
-    recurrent_dropout: ClassVar[float] = 0.0
+    recurrent_dropout: ClassVar[float] = 0.0  # type: ignore[misc]  # not an option: there is no product with h
 
-    def __post_init__(self) -> None:
-        Recurrent.__post_init__(self)  # type: ignore[arg-type]
-
-    in_width = Recurrent.in_width
-    out_width = Recurrent.out_width
-    parameter_shapes = Recurrent.parameter_shapes
-    forward = Recurrent.forward
-    backward = Recurrent.backward
-    check_input = Recurrent.check_input
-    check_state = Recurrent.check_state
-    draw = Recurrent.draw
-    dropout_masks = Recurrent.dropout_masks
-
-    @property
+    @cached_property
     def cell(self) -> Cell:
         """The cell that every layer and direction runs."""
         return MinGRUCell(self.positive)
 
 
 @dataclass(frozen=True, repr=False)
-class MinLSTM(Layer):
+class MinLSTM(RecurrentLayer):
     """Minimal long short-term memory: two gates that see the input only, scaled to add up to 1.
 
     ``f, i = sigmoid(Wx @ x + b)``, ``n = Wx_n @ x + b_n``, ``h' = f / (f + i) * h + i / (f + i) * n``.
@@ -227,7 +150,7 @@ class MinLSTM(Layer):
     Parameters
     ----------
     input_size, hidden_size, num_layers, bias, bidirectional, reverse, dropout, zoneout, recompute_every, initializer
-        As in `RNN`. The paper starts from a positive forget bias: initializer="torch(forget_bias=1)".
+        As in `RecurrentLayer`. The paper starts from a positive forget bias: initializer="torch(forget_bias=1)".
     positive : bool
         As in `MinGRU`.
 
@@ -244,35 +167,12 @@ class MinLSTM(Layer):
     ((2, 7, 5), (2, 2, 5))
     """
 
-    input_size: int
-    hidden_size: int
-    num_layers: int = 1
     _: KW_ONLY
-    bias: bool = True
-    bidirectional: bool = False
-    reverse: bool = False
-    dropout: float = 0.0
-    zoneout: float = 0.0
-    recompute_every: int | None = None
-    initializer: str = "torch"
     positive: bool = False
 
-    recurrent_dropout: ClassVar[float] = 0.0
+    recurrent_dropout: ClassVar[float] = 0.0  # type: ignore[misc]  # not an option: there is no product with h
 
-    def __post_init__(self) -> None:
-        Recurrent.__post_init__(self)  # type: ignore[arg-type]
-
-    in_width = Recurrent.in_width
-    out_width = Recurrent.out_width
-    parameter_shapes = Recurrent.parameter_shapes
-    forward = Recurrent.forward
-    backward = Recurrent.backward
-    check_input = Recurrent.check_input
-    check_state = Recurrent.check_state
-    draw = Recurrent.draw
-    dropout_masks = Recurrent.dropout_masks
-
-    @property
+    @cached_property
     def cell(self) -> Cell:
         """The cell that every layer and direction runs."""
         return MinLSTMCell(self.positive)

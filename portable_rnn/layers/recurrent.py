@@ -1,156 +1,42 @@
 """Recurrent layers: RNN, LSTM, GRU, and `Recurrent` for a cell of your own.
 
-A layer is configuration; the time loop is in `time/`, the maths of a step in `cells`. The functions at the
-top are what all recurrent layers share.
+A layer is configuration: `RecurrentLayer` has what all of them share, and each states its own options and its cell.
+The time loop is in `direction.py`, the maths of a step in `cells.py`.
 """
 
 from __future__ import annotations
 
-import math
 from dataclasses import KW_ONLY, dataclass
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 
 from ..arrays import Array, Marks, Params, State, namespace_of
-from ..cells import Cell, ElmanCell, GRUCell, LSTMCell, activation
-from ..errors import InputError
+from ..cells import ActivationName, Cell, ElmanCell, GRUCell, LSTMCell
+from ..errors import InputError, unexpected
 from ..execution import jit, keeps_residuals
-from .base import Layer, check_rank_and_features, choice_mask, keep_mask
-from .initializers import draw, scheme
+from ..settings import Count, Positive, Probability, Size, integer
+from .base import Layer, choice_mask, keep_mask
+from .initializers import InitializerName, draw, scheme
 from .time.stack import Masks, stack_backward, stack_forward, state_sizes, suffixes
 
-__all__ = ["GRU", "LSTM", "RNN", "Recurrent"]
+__all__ = ["GRU", "LSTM", "RNN", "Recurrent", "RecurrentLayer"]
 
 
-def _parameter_shapes(self: Any) -> dict[str, tuple[int, ...]]:
-    shapes: dict[str, tuple[int, ...]] = {}
-    features = self.input_size
-    for ends in suffixes(self):
-        for end in ends:
-            own = self.cell.parameter_shapes(features, self.hidden_size, self.bias)
-            shapes |= {name + end: shape for name, shape in own.items()}
-        features = _out_width(self, None)
-    return shapes
-
-
-def _forward(self: Any, params: Params, x: Array, state: State, marks: Marks, masks: Any) -> tuple[Array, State, Any]:
-    run = jit(namespace_of(x), stack_forward, static=("layer", "keep"))
-    return run(params, x, state, marks, masks, layer=self, keep=keeps_residuals())
-
-
-def _backward(self: Any, params: Params, residuals: Any, dy: Array, dstate: State) -> tuple[Params, Array, State]:
-    run = jit(namespace_of(dy), stack_backward, static=("layer",))
-    grads, dx, dinitial, _ = run(params, residuals, dy, dstate, layer=self)
-    return grads, dx, dinitial
-
-
-def _parameter_gradients(self: Any, params: Params, residuals: Any, dy: Array, dstate: State) -> Params:
-    run = jit(namespace_of(dy), stack_backward, static=("layer", "with_dx"))
-    grads: Params = run(params, residuals, dy, dstate, layer=self, with_dx=False)[0]
-    return grads
-
-
-def _in_width(self: Any) -> int:
-    return int(self.input_size)
-
-
-def _out_width(self: Any, features: int | None) -> int:
-    return state_sizes(self)[0] * (2 if self.bidirectional else 1)
-
-
-def _check_input(self: Any, x: Array, xp: Any) -> None:
-    check_rank_and_features(x, xp, (3,), self.input_size, type(self).__name__)
-
-
-def _check_state(self: Any, state: State, batch_size: int) -> None:
-    if state is None:
-        return
-    count = self.num_layers * (2 if self.bidirectional else 1)
-    sizes = state_sizes(self)
-    parts = state if isinstance(state, (tuple, list)) else (state,)
-    wanted = [(count, batch_size, size) for size in sizes]
-    got = [tuple(part.shape) if part is not None else None for part in parts]
-    if got != wanted or (len(sizes) == 1 and isinstance(state, (tuple, list))):
-        form = f"an array {wanted[0]}" if len(sizes) == 1 else f"a tuple of arrays {', '.join(map(str, wanted))}"
-        raise InputError(
-            f"state of {type(self).__name__} must be {form}, got "
-            f"{'an array' if not isinstance(state, (tuple, list)) else 'a tuple'} of shape {', '.join(map(str, got))}"
-        )
-
-
-def _draw(self: Any, rng: np.random.Generator) -> dict[str, np.ndarray[Any, Any]]:
-    return draw(
-        rng,
-        scheme(self.initializer),
-        self.parameter_shapes(),
-        self.hidden_size,
-        constants=getattr(self.cell, "constants", None),
-        forget_gate=getattr(self.cell, "forget_gate", None),
-    )
-
-
-def _dropout_masks(self: Any, rng: np.random.Generator, shape: tuple[int, ...]) -> Any:
-    batch_size, steps = shape[:2]
-    sizes = state_sizes(self)
-    width = _out_width(self, None)
-    runs = range(self.num_layers * (2 if self.bidirectional else 1))
-    between = recurrent = zoneout = None
-    if self.dropout and self.num_layers > 1:
-        shape = (steps, width, batch_size)
-        between = [keep_mask(rng, shape, self.dropout) for _ in range(self.num_layers - 1)]
-    if self.recurrent_dropout:
-        recurrent = [keep_mask(rng, (sizes[0], batch_size), self.recurrent_dropout) for _ in runs]
-    if self.zoneout:
-        zoneout = [tuple(choice_mask(rng, (steps, n, batch_size), self.zoneout) for n in sizes) for _ in runs]
-    masks = Masks(between, recurrent, zoneout)
-    return None if masks == Masks() else masks
-
-
-def _check_configuration(self: Any) -> None:
-    for name in ("input_size", "hidden_size", "num_layers"):
-        check_positive_integer(name, getattr(self, name))
-    for name in ("dropout", "recurrent_dropout", "zoneout"):
-        check_probability(name, getattr(self, name))
-    for name in ("nonlinearity", "activation", "recurrent_activation", "output_activation"):
-        if hasattr(self, name) and (name, getattr(self, name)) != ("output_activation", None):
-            activation(getattr(self, name))
-    if self.recompute_every is not None:
-        check_positive_integer("recompute_every", self.recompute_every)
-    clip = getattr(self, "clip", None)
-    if clip is not None and not (isinstance(clip, (int, float)) and clip > 0):
-        raise InputError(f"clip must be positive, or None, got {clip!r}")
-    scheme(self.initializer)
-    if self.reverse and self.bidirectional:
-        raise InputError("reverse=True runs one direction, from the end: it can't be bidirectional as well")
-
-
-def check_positive_integer(name: str, value: Any) -> None:
-    """Raise InputError unless `value` is an integer of at least 1."""
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
-        raise InputError(f"{name} must be an integer of at least 1, got {value!r}")
-
-
-def check_probability(name: str, value: Any) -> None:
-    """Raise InputError unless `value` is a number in [0, 1)."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < 1 or math.isnan(value):
-        raise InputError(f"{name} must be a probability in [0, 1), got {value!r}")
+# Each layer of a stack has its own parameters: a number that no machine can hold is refused before they are named
+Depth = Annotated[int, integer(1, 10_000)]
 
 
 @dataclass(frozen=True, repr=False)
-class RNN(Layer):
-    """Elman network: ``h' = f(Wx @ x + Wh @ h + b)``.
+class RecurrentLayer(Layer):
+    """What all recurrent layers share: a stack of one cell, in one direction or both.
 
-    x (B, T, I) -> y (B, T, D * H) with D directions; state (num_layers * D, B, H), index layer * D + direction.
-    Parameters are named and shaped as in `torch.nn.RNN`: ``weight_ih_l0`` (H, I), ``weight_hh_l0`` (H, H),
-    ``bias_ih_l0``, ``bias_hh_l0`` (H,), the other layers and the reverse direction with their own suffix.
+    A subclass is a frozen dataclass with its own keyword options and the attribute `cell`.
 
     Parameters
     ----------
     input_size, hidden_size, num_layers : int
-    nonlinearity : str
-        "tanh", "relu", "sigmoid" or another of `portable_rnn.activations.ACTIVATIONS`.
     bias : bool
     bidirectional : bool
         A second direction that runs from each row's own end; its outputs follow the first's on the last axis.
@@ -170,6 +56,131 @@ class RNN(Layer):
     initializer : str
         How `init` draws the parameters: "torch", "keras", "irnn" (identity and relu, Le et al. 2015), or one of them
         with changes, such as "torch(recurrent=orthogonal, forget_bias=1)"; see `portable_rnn.initializers.scheme`.
+    """
+
+    input_size: Size
+    hidden_size: Size
+    num_layers: Depth = 1
+    _: KW_ONLY
+    bias: bool = True
+    bidirectional: bool = False
+    reverse: bool = False
+    dropout: Probability = 0.0
+    recurrent_dropout: Probability = 0.0
+    zoneout: Probability = 0.0
+    recompute_every: Size | None = None
+    initializer: InitializerName = "torch"
+
+    if TYPE_CHECKING:  # a cached property in the layers here, a field in `Recurrent`
+
+        @property
+        def cell(self) -> Cell:
+            """The cell that every layer and direction runs."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.reverse and self.bidirectional:
+            raise InputError("reverse=True runs one direction, from the end: it can't be bidirectional as well")
+
+    @property
+    def directions(self) -> int:
+        """1, or 2 where bidirectional."""
+        return 2 if self.bidirectional else 1
+
+    @property
+    def streams(self) -> bool:  # type: ignore[override]
+        """Whether the layer runs forward in time only."""
+        return not (self.bidirectional or self.reverse)
+
+    @property
+    def in_width(self) -> int:
+        return self.input_size
+
+    def out_width(self, features: int | None) -> int:
+        return state_sizes(self)[0] * self.directions
+
+    def parameter_shapes(self) -> dict[str, tuple[int, ...]]:
+        shapes: dict[str, tuple[int, ...]] = {}
+        features = self.input_size
+        for ends in suffixes(self):
+            for end in ends:
+                own = self.cell.parameter_shapes(features, self.hidden_size, self.bias)
+                shapes |= {name + end: shape for name, shape in own.items()}
+            features = self.out_width(None)
+        return shapes
+
+    def forward(self, params: Params, x: Array, state: State, marks: Marks, masks: Any) -> tuple[Array, State, Any]:
+        run = jit(namespace_of(x), stack_forward, static=("layer", "keep"))
+        return run(params, x, state, marks, masks, layer=self, keep=keeps_residuals())
+
+    def backward(self, params: Params, residuals: Any, dy: Array, dstate: State) -> tuple[Params, Array | None, State]:
+        run = jit(namespace_of(dy), stack_backward, static=("layer",))
+        grads, dx, dinitial, _ = run(params, residuals, dy, dstate, layer=self)
+        return grads, dx, dinitial
+
+    def parameter_gradients(self, params: Params, residuals: Any, dy: Array, dstate: State) -> Params:
+        run = jit(namespace_of(dy), stack_backward, static=("layer", "with_dx"))
+        grads: Params = run(params, residuals, dy, dstate, layer=self, with_dx=False)[0]
+        return grads
+
+    def check_state(self, state: State, batch_size: int) -> None:
+        if state is None:
+            return
+        count = self.num_layers * self.directions
+        sizes = state_sizes(self)
+        parts = state if isinstance(state, (tuple, list)) else (state,)
+        wanted = [(count, batch_size, size) for size in sizes]
+        got = [tuple(part.shape) if part is not None else None for part in parts]
+        if got != wanted or (len(sizes) == 1 and isinstance(state, (tuple, list))):
+            form = f"an array {wanted[0]}" if len(sizes) == 1 else f"a tuple of arrays {', '.join(map(str, wanted))}"
+            raise InputError(
+                f"state of {type(self).__name__} must be {form}, got "
+                f"{'an array' if not isinstance(state, (tuple, list)) else 'a tuple'} of shape "
+                f"{', '.join(map(str, got))}"
+            )
+
+    def draw(self, rng: np.random.Generator) -> dict[str, np.ndarray[Any, Any]]:
+        return draw(
+            rng,
+            scheme(self.initializer),
+            self.parameter_shapes(),
+            self.hidden_size,
+            constants=getattr(self.cell, "constants", None),
+            forget_gate=getattr(self.cell, "forget_gate", None),
+        )
+
+    def dropout_masks(self, rng: np.random.Generator, shape: tuple[int, ...]) -> Any:
+        batch_size, steps = shape[:2]
+        sizes = state_sizes(self)
+        width = self.out_width(None)
+        runs = range(self.num_layers * self.directions)
+        between = recurrent = zoneout = None
+        if self.dropout and self.num_layers > 1:
+            shape = (steps, width, batch_size)
+            between = [keep_mask(rng, shape, self.dropout) for _ in range(self.num_layers - 1)]
+        if self.recurrent_dropout:
+            recurrent = [keep_mask(rng, (sizes[0], batch_size), self.recurrent_dropout) for _ in runs]
+        if self.zoneout:
+            zoneout = [tuple(choice_mask(rng, (steps, n, batch_size), self.zoneout) for n in sizes) for _ in runs]
+        masks = Masks(between, recurrent, zoneout)
+        return None if masks == Masks() else masks
+
+
+@dataclass(frozen=True, repr=False)
+class RNN(RecurrentLayer):
+    """Elman network: ``h' = f(Wx @ x + Wh @ h + b)``.
+
+    x (B, T, I) -> y (B, T, D * H) with D directions; state (num_layers * D, B, H), index layer * D + direction.
+    Parameters are named and shaped as in `torch.nn.RNN`: ``weight_ih_l0`` (H, I), ``weight_hh_l0`` (H, H),
+    ``bias_ih_l0``, ``bias_hh_l0`` (H,), the other layers and the reverse direction with their own suffix.
+
+    Parameters
+    ----------
+    input_size, hidden_size, num_layers, bias, bidirectional, reverse, dropout, recurrent_dropout, zoneout,
+    recompute_every, initializer
+        As in `RecurrentLayer`.
+    nonlinearity : str
+        "tanh", "relu", "sigmoid" or another of `portable_rnn.activations.ACTIVATIONS`.
     clip : float, optional
         Bound on the gates' pre-activations, as in ONNX.
 
@@ -187,34 +198,9 @@ class RNN(Layer):
     ((2, 7, 10), (2, 2, 5))
     """
 
-    input_size: int
-    hidden_size: int
-    num_layers: int = 1
     _: KW_ONLY
-    nonlinearity: str = "tanh"
-    bias: bool = True
-    bidirectional: bool = False
-    reverse: bool = False
-    dropout: float = 0.0
-    recurrent_dropout: float = 0.0
-    zoneout: float = 0.0
-    recompute_every: int | None = None
-    initializer: str = "torch"
-    clip: float | None = None
-
-    def __post_init__(self) -> None:
-        _check_configuration(self)
-
-    in_width = property(_in_width)
-    out_width = _out_width
-    parameter_shapes = _parameter_shapes
-    forward = _forward
-    backward = _backward
-    parameter_gradients = _parameter_gradients
-    check_input = _check_input
-    check_state = _check_state
-    draw = _draw
-    dropout_masks = _dropout_masks
+    nonlinearity: ActivationName = "tanh"
+    clip: Positive | None = None
 
     @cached_property
     def cell(self) -> Cell:
@@ -223,7 +209,7 @@ class RNN(Layer):
 
 
 @dataclass(frozen=True, repr=False)
-class LSTM(Layer):
+class LSTM(RecurrentLayer):
     """Long short-term memory.
 
     ``i, f, o = sigmoid(...)``, ``g = tanh(...)``, ``c' = f * c + i * g``, ``h' = o * tanh(c')``.
@@ -233,8 +219,8 @@ class LSTM(Layer):
     Parameters
     ----------
     input_size, hidden_size, num_layers, bias, bidirectional, reverse, dropout, recurrent_dropout, zoneout,
-    recompute_every, initializer, clip
-        As in `RNN`.
+    recompute_every, initializer
+        As in `RecurrentLayer`.
     proj_size : int
         Rows of a projection ``weight_hr_l0`` (proj_size, H) of h; 0 for none. y and h then have `proj_size` features.
     peepholes : bool
@@ -257,44 +243,20 @@ class LSTM(Layer):
     ((2, 7, 5), (2, 2, 5), True)
     """
 
-    input_size: int
-    hidden_size: int
-    num_layers: int = 1
     _: KW_ONLY
-    bias: bool = True
-    bidirectional: bool = False
-    reverse: bool = False
-    dropout: float = 0.0
-    recurrent_dropout: float = 0.0
-    zoneout: float = 0.0
-    recompute_every: int | None = None
-    initializer: str = "torch"
-    proj_size: int = 0
+    proj_size: Count = 0
     peepholes: bool = False
     coupled: bool = False
-    activation: str = "tanh"
-    recurrent_activation: str = "sigmoid"
-    output_activation: str | None = None
-    clip: float | None = None
-
-    in_width = property(_in_width)
-    out_width = _out_width
-    parameter_shapes = _parameter_shapes
-    forward = _forward
-    backward = _backward
-    parameter_gradients = _parameter_gradients
-    check_input = _check_input
-    check_state = _check_state
-    draw = _draw
-    dropout_masks = _dropout_masks
+    activation: ActivationName = "tanh"
+    recurrent_activation: ActivationName = "sigmoid"
+    output_activation: ActivationName | None = None
+    clip: Positive | None = None
 
     def __post_init__(self) -> None:
-        _check_configuration(self)
-        if not isinstance(self.proj_size, (int, np.integer)) or not 0 <= self.proj_size < self.hidden_size:
-            raise InputError(
-                f"proj_size must be 0 (no projection) or less than hidden_size {self.hidden_size}, "
-                f"got {self.proj_size!r}"
-            )
+        super().__post_init__()
+        if self.proj_size >= self.hidden_size:
+            wanted = f"0 (no projection), or less than hidden_size {self.hidden_size}"
+            raise unexpected("proj_size", wanted, self.proj_size, "pass a smaller one, or a larger hidden_size")
 
     @cached_property
     def cell(self) -> Cell:
@@ -311,7 +273,7 @@ class LSTM(Layer):
 
 
 @dataclass(frozen=True, repr=False)
-class GRU(Layer):
+class GRU(RecurrentLayer):
     """Gated recurrent unit.
 
     ``r, z = sigmoid(...)``, ``n = tanh(...)``, ``h' = (1 - z) * n + z * h``.
@@ -321,8 +283,8 @@ class GRU(Layer):
     Parameters
     ----------
     input_size, hidden_size, num_layers, bias, bidirectional, reverse, dropout, recurrent_dropout, zoneout,
-    recompute_every, initializer, clip
-        As in `RNN`.
+    recompute_every, initializer
+        As in `RecurrentLayer`.
     reset_after : bool
         True: the reset gate acts on ``Wh @ h + b``, as in torch, cuDNN and Keras 3. False: on h, as published.
     activation, recurrent_activation : str
@@ -343,36 +305,11 @@ class GRU(Layer):
     ((15, 5), (2, 7, 3), (1, 2, 5))
     """
 
-    input_size: int
-    hidden_size: int
-    num_layers: int = 1
     _: KW_ONLY
-    bias: bool = True
-    bidirectional: bool = False
-    reverse: bool = False
-    dropout: float = 0.0
-    recurrent_dropout: float = 0.0
-    zoneout: float = 0.0
-    recompute_every: int | None = None
-    initializer: str = "torch"
     reset_after: bool = True
-    activation: str = "tanh"
-    recurrent_activation: str = "sigmoid"
-    clip: float | None = None
-
-    def __post_init__(self) -> None:
-        _check_configuration(self)
-
-    in_width = property(_in_width)
-    out_width = _out_width
-    parameter_shapes = _parameter_shapes
-    forward = _forward
-    backward = _backward
-    parameter_gradients = _parameter_gradients
-    check_input = _check_input
-    check_state = _check_state
-    draw = _draw
-    dropout_masks = _dropout_masks
+    activation: ActivationName = "tanh"
+    recurrent_activation: ActivationName = "sigmoid"
+    clip: Positive | None = None
 
     @cached_property
     def cell(self) -> Cell:
@@ -380,8 +317,30 @@ class GRU(Layer):
         return GRUCell(self.reset_after, self.activation, self.recurrent_activation, self.clip)
 
 
+def cell_methods_missing(cell: Any) -> list[str]:
+    """The methods of `Cell` that an object or class lacks."""
+    methods = ("parameter_shapes", "state_sizes", "prepare", "step", "step_backward", "parameter_gradients")
+    return [method for method in methods if not callable(getattr(cell, method, None))]
+
+
+def _check_cell(cell: Any) -> None:
+    missing = cell_methods_missing(cell)
+    if missing or isinstance(cell, type):
+        remedy = f"give it {', '.join(missing)}" if missing else "pass an object of the class"
+        raise unexpected("cell", "a cell such as prnn.cells.ElmanCell()", cell, remedy)
+    if type(cell).__hash__ is None:
+        raise unexpected("cell", "a cell with a hash", cell, "make its class a frozen dataclass")
+
+
 @dataclass(frozen=True, repr=False)
-class Recurrent(Layer):
+class _OfCell:
+    """The field `cell`: a dataclass takes the fields of its last base first."""
+
+    cell: Cell
+
+
+@dataclass(frozen=True, repr=False)
+class Recurrent(RecurrentLayer, _OfCell):
     """A recurrent layer of any cell.
 
     x (B, T, I) -> y (B, T, D * H). The state is one array (num_layers * D, B, H), or a tuple of them where the cell
@@ -393,7 +352,7 @@ class Recurrent(Layer):
         A hashable object with the methods of `portable_rnn.cells.Cell`.
     input_size, hidden_size, num_layers, bias, bidirectional, reverse, dropout, recurrent_dropout, zoneout,
     recompute_every, initializer
-        As in `RNN`.
+        As in `RecurrentLayer`.
 
     Examples
     --------
@@ -403,30 +362,6 @@ class Recurrent(Layer):
     (2, 7, 5)
     """
 
-    cell: Cell
-    input_size: int
-    hidden_size: int
-    num_layers: int = 1
-    _: KW_ONLY
-    bias: bool = True
-    bidirectional: bool = False
-    reverse: bool = False
-    dropout: float = 0.0
-    recurrent_dropout: float = 0.0
-    zoneout: float = 0.0
-    recompute_every: int | None = None
-    initializer: str = "torch"
-
-    in_width = property(_in_width)
-    out_width = _out_width
-    parameter_shapes = _parameter_shapes
-    forward = _forward
-    backward = _backward
-    parameter_gradients = _parameter_gradients
-    check_input = _check_input
-    check_state = _check_state
-    draw = _draw
-    dropout_masks = _dropout_masks
-
     def __post_init__(self) -> None:
-        _check_configuration(self)
+        _check_cell(self.cell)
+        super().__post_init__()

@@ -6,33 +6,25 @@ Like every layer they give hand-written backward passes; `Masked` is the only on
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 
 from ..arrays import Array, Marks, Params, State, device_of, namespace_of
-from ..cells import activation
-from ..errors import InputError
+from ..cells import ActivationName, activation
+from ..errors import InputError, unexpected
 from ..execution import scan, stacked
-from .base import Layer, check_rank_and_features, keep_mask, valid_steps, zero_padding
-from .recurrent import check_probability
+from ..settings import Probability, one_of
+from .base import Stateless, Wrapper, keep_mask, valid_steps, zero_padding
 
 __all__ = ["Activation", "Ends", "Flip", "Masked", "Merge", "SharedDropout", "Softmax"]
-
-
-def _no_parameters(self: Any) -> dict[str, tuple[int, ...]]:
-    return {}
-
-
-def _check_rows_or_steps(self: Any, x: Array, xp: Any) -> None:
-    check_rank_and_features(x, xp, (2, 3), None, type(self).__name__)
 
 
 # ---------------------------------------------------------------------- functions of every step
 
 
 @dataclass(frozen=True, repr=False)
-class Activation(Layer):
+class Activation(Stateless):
     """``y = f(x)``, entry by entry: (B, T, F) or (B, F), the shape stays. With lengths, what is past an end is zero.
 
     Parameters
@@ -42,34 +34,26 @@ class Activation(Layer):
 
     Examples
     --------
-    >>> import numpy as np
-    >>> from portable_rnn.layers import Activation
-    >>> Activation("relu").apply({}, np.array([[-1.0, 2.0]]))[0].tolist()
+    >>> import numpy as np, portable_rnn as prnn
+    >>> prnn.Activation("relu").apply({}, np.array([[-1.0, 2.0]]))[0].tolist()
     [[0.0, 2.0]]
     """
 
-    function: str
+    function: ActivationName
 
     needs_time = False
-    parameter_shapes = _no_parameters
-    check_input = _check_rows_or_steps
 
-    def __post_init__(self) -> None:
-        activation(self.function)
+    def transform(self, xp: Any, x: Array, lengths: Array | None, mask: Any) -> tuple[Array, Any]:
+        y = activation(self.function).forward(xp, zero_padding(xp, x, lengths))
+        return zero_padding(xp, y, lengths), (y, lengths)
 
-    def forward(self, params: Params, x: Array, state: State, marks: Marks, masks: Any) -> tuple[Array, State, Any]:
-        xp = namespace_of(x)
-        y = activation(self.function).forward(xp, zero_padding(xp, x, marks.lengths))
-        return zero_padding(xp, y, marks.lengths), None, (y, marks.lengths)
-
-    def backward(self, params: Params, residuals: Any, dy: Array, dstate: State) -> tuple[Params, Array, State]:
+    def pullback(self, xp: Any, residuals: Any, dy: Array) -> Array:
         y, lengths = residuals
-        xp = namespace_of(y)
-        return {}, zero_padding(xp, dy, lengths) * activation(self.function).derivative(xp, y), None
+        return zero_padding(xp, dy, lengths) * activation(self.function).derivative(xp, y)
 
 
 @dataclass(frozen=True, repr=False)
-class Softmax(Layer):
+class Softmax(Stateless):
     """``y = exp(x) / sum(exp(x))`` over the features, or its logarithm: (B, T, F) or (B, F), the shape stays.
 
     Parameters
@@ -79,39 +63,34 @@ class Softmax(Layer):
 
     Examples
     --------
-    >>> import numpy as np
-    >>> from portable_rnn.layers import Softmax
-    >>> Softmax().apply({}, np.array([[1.0, 1.0]]))[0].tolist()
+    >>> import numpy as np, portable_rnn as prnn
+    >>> prnn.Softmax().apply({}, np.array([[1.0, 1.0]]))[0].tolist()
     [[0.5, 0.5]]
     """
 
     log: bool = False
 
     needs_time = False
-    parameter_shapes = _no_parameters
-    check_input = _check_rows_or_steps
 
-    def forward(self, params: Params, x: Array, state: State, marks: Marks, masks: Any) -> tuple[Array, State, Any]:
-        xp = namespace_of(x)
-        x = zero_padding(xp, x, marks.lengths)
+    def transform(self, xp: Any, x: Array, lengths: Array | None, mask: Any) -> tuple[Array, Any]:
+        x = zero_padding(xp, x, lengths)
         x = x - xp.max(x, axis=-1, keepdims=True)
         e = xp.exp(x)
         total = xp.sum(e, axis=-1, keepdims=True)
         p = e / total
         y = x - xp.log(total) if self.log else p
-        return zero_padding(xp, y, marks.lengths), None, (p, marks.lengths)
+        return zero_padding(xp, y, lengths), (p, lengths)
 
-    def backward(self, params: Params, residuals: Any, dy: Array, dstate: State) -> tuple[Params, Array, State]:
+    def pullback(self, xp: Any, residuals: Any, dy: Array) -> Array:
         p, lengths = residuals
-        xp = namespace_of(p)
         dy = zero_padding(xp, dy, lengths)
         if self.log:
-            return {}, dy - p * xp.sum(dy, axis=-1, keepdims=True), None  # y = x - log(sum(exp(x)))
-        return {}, p * (dy - xp.sum(p * dy, axis=-1, keepdims=True)), None  # y = p
+            return dy - p * xp.sum(dy, axis=-1, keepdims=True)  # y = x - log(sum(exp(x)))
+        return p * (dy - xp.sum(p * dy, axis=-1, keepdims=True))  # y = p
 
 
 @dataclass(frozen=True, repr=False)
-class SharedDropout(Layer):
+class SharedDropout(Stateless):
     """Dropout of whole features: in training, one mask for all steps of a sequence.
 
     (B, T, F), the shape stays. Keras has it as `SpatialDropout1D` and as its recurrent layers' ``dropout``.
@@ -125,40 +104,31 @@ class SharedDropout(Layer):
 
     Examples
     --------
-    >>> import numpy as np
-    >>> from portable_rnn.layers import SharedDropout
-    >>> SharedDropout(0.5).dropout_masks(np.random.default_rng(0), (4, 7, 3)).shape
+    >>> import numpy as np, portable_rnn as prnn
+    >>> prnn.SharedDropout(0.5).dropout_masks(np.random.default_rng(0), (4, 7, 3)).shape
     (4, 1, 3)
     """
 
-    p: float
-
-    parameter_shapes = _no_parameters
-
-    def __post_init__(self) -> None:
-        check_probability("p", self.p)
-
-    def check_input(self, x: Array, xp: Any) -> None:
-        check_rank_and_features(x, xp, (3,), None, "SharedDropout")
+    p: Probability
 
     def dropout_masks(self, rng: np.random.Generator, shape: tuple[int, ...]) -> Any:
         return keep_mask(rng, (shape[0], 1, shape[-1]), self.p) if self.p else None
 
-    def forward(self, params: Params, x: Array, state: State, marks: Marks, masks: Any) -> tuple[Array, State, Any]:
-        y = x if masks is None else x * masks
-        return zero_padding(namespace_of(x), y, marks.lengths), None, (masks, marks.lengths)
+    def transform(self, xp: Any, x: Array, lengths: Array | None, mask: Any) -> tuple[Array, Any]:
+        y = x if mask is None else x * mask
+        return zero_padding(xp, y, lengths), (mask, lengths)
 
-    def backward(self, params: Params, residuals: Any, dy: Array, dstate: State) -> tuple[Params, Array, State]:
-        masks, lengths = residuals
-        dx = zero_padding(namespace_of(dy), dy, lengths)
-        return {}, dx if masks is None else dx * masks, None
+    def pullback(self, xp: Any, residuals: Any, dy: Array) -> Array:
+        mask, lengths = residuals
+        dx = zero_padding(xp, dy, lengths)
+        return dx if mask is None else dx * mask
 
 
 # ---------------------------------------------------------------------- time and directions
 
 
 @dataclass(frozen=True, repr=False)
-class Flip(Layer):
+class Flip(Stateless):
     """Each row's steps in reversed order: ``y[t] = x[length - 1 - t]``, (B, T, F), the shape stays.
 
     What a layer with ``reverse=True`` gives stands at its own time step; followed by `Flip` it stands in the order of
@@ -166,27 +136,22 @@ class Flip(Layer):
 
     Examples
     --------
-    >>> import numpy as np
-    >>> from portable_rnn.layers import Flip
-    >>> Flip().apply({}, np.arange(6.0).reshape(2, 3, 1), lengths=[3, 2])[0][..., 0].tolist()
+    >>> import numpy as np, portable_rnn as prnn
+    >>> prnn.Flip().apply({}, np.arange(6.0).reshape(2, 3, 1), lengths=[3, 2])[0][..., 0].tolist()
     [[2.0, 1.0, 0.0], [4.0, 3.0, 0.0]]
     """
 
     streams = False
-    parameter_shapes = _no_parameters
 
-    def check_input(self, x: Array, xp: Any) -> None:
-        check_rank_and_features(x, xp, (3,), None, "Flip")
+    def transform(self, xp: Any, x: Array, lengths: Array | None, mask: Any) -> tuple[Array, Any]:
+        return _flipped(x, lengths), lengths
 
-    def forward(self, params: Params, x: Array, state: State, marks: Marks, masks: Any) -> tuple[Array, State, Any]:
-        return _flipped(x, marks.lengths), None, marks.lengths
-
-    def backward(self, params: Params, residuals: Any, dy: Array, dstate: State) -> tuple[Params, Array, State]:
-        return {}, _flipped(dy, residuals), None
+    def pullback(self, xp: Any, residuals: Any, dy: Array) -> Array:
+        return _flipped(dy, residuals)
 
 
 @dataclass(frozen=True, repr=False)
-class Ends(Layer):
+class Ends(Stateless):
     """The output where each direction of a bidirectional layer ends: (B, T, 2 * H) -> (B, 2 * H).
 
     The first half of the features is taken at the row's last step, the second at its first. `Last` takes both at the
@@ -194,42 +159,39 @@ class Ends(Layer):
 
     Examples
     --------
-    >>> import numpy as np
-    >>> from portable_rnn.layers import Ends
-    >>> Ends().apply({}, np.arange(6.0).reshape(1, 3, 2))[0].tolist()
+    >>> import numpy as np, portable_rnn as prnn
+    >>> prnn.Ends().apply({}, np.arange(6.0).reshape(1, 3, 2))[0].tolist()
     [[4.0, 1.0]]
     """
 
     keeps_time = False
     streams = False
-    parameter_shapes = _no_parameters
 
     def check_input(self, x: Array, xp: Any) -> None:
-        _check_halves(x, xp, (3,), "Ends")
+        super().check_input(x, xp)
+        _check_even(x, type(self).__name__)
 
-    def forward(self, params: Params, x: Array, state: State, marks: Marks, masks: Any) -> tuple[Array, State, Any]:
-        xp = namespace_of(x)
+    def transform(self, xp: Any, x: Array, lengths: Array | None, mask: Any) -> tuple[Array, Any]:
         steps = xp.arange(x.shape[1], dtype=xp.int32, device=device_of(x))[None, :, None]
         features = xp.arange(x.shape[2], dtype=xp.int32, device=device_of(x))[None, None, :]
-        if marks.lengths is None:
+        if lengths is None:
             last = steps == x.shape[1] - 1
             first = steps == 0
         else:
-            lengths = xp.astype(marks.lengths, steps.dtype)[:, None, None]
+            lengths = xp.astype(lengths, steps.dtype)[:, None, None]
             last = steps == lengths - 1
             first = xp.logical_and(steps == 0, lengths > 0)
         half = features < x.shape[2] // 2
         chosen = xp.logical_or(xp.logical_and(half, last), xp.logical_and(xp.logical_not(half), first))
-        return xp.sum(xp.where(chosen, x, xp.zeros_like(x)), axis=1), None, chosen
+        return xp.sum(xp.where(chosen, x, xp.zeros_like(x)), axis=1), chosen
 
-    def backward(self, params: Params, residuals: Any, dy: Array, dstate: State) -> tuple[Params, Array, State]:
-        xp = namespace_of(dy)
+    def pullback(self, xp: Any, residuals: Any, dy: Array) -> Array:
         dy = dy[:, None, :]
-        return {}, xp.where(residuals, dy, xp.zeros_like(dy)), None
+        return xp.where(residuals, dy, xp.zeros_like(dy))
 
 
 @dataclass(frozen=True, repr=False)
-class Merge(Layer):
+class Merge(Stateless):
     """The two halves of the features as one: (B, T, 2 * H) -> (B, T, H), or (B, 2 * H) -> (B, H).
 
     After a bidirectional layer the halves are its directions.
@@ -241,49 +203,43 @@ class Merge(Layer):
 
     Examples
     --------
-    >>> import numpy as np
-    >>> from portable_rnn.layers import Merge
-    >>> Merge("mul").apply({}, np.array([[1.0, 2.0, 3.0, 4.0]]))[0].tolist()
+    >>> import numpy as np, portable_rnn as prnn
+    >>> prnn.Merge("mul").apply({}, np.array([[1.0, 2.0, 3.0, 4.0]]))[0].tolist()
     [[3.0, 8.0]]
     """
 
-    mode: str
+    mode: Annotated[str, one_of("sum", "mul", "ave")]
 
     needs_time = False
-    parameter_shapes = _no_parameters
-
-    def __post_init__(self) -> None:
-        if self.mode not in ("sum", "mul", "ave"):
-            raise InputError(f"mode of Merge must be 'sum', 'mul' or 'ave', got {self.mode!r}")
 
     def out_width(self, features: int | None) -> int | None:
         return None if features is None else features // 2
 
     def check_input(self, x: Array, xp: Any) -> None:
-        _check_halves(x, xp, (2, 3), "Merge")
+        super().check_input(x, xp)
+        _check_even(x, type(self).__name__)
 
-    def forward(self, params: Params, x: Array, state: State, marks: Marks, masks: Any) -> tuple[Array, State, Any]:
-        x = zero_padding(namespace_of(x), x, marks.lengths)
+    def transform(self, xp: Any, x: Array, lengths: Array | None, mask: Any) -> tuple[Array, Any]:
+        x = zero_padding(xp, x, lengths)
         left, right = _halves(x)
         y = left * right if self.mode == "mul" else left + right
-        return y / 2 if self.mode == "ave" else y, None, (x, marks.lengths)
+        return y / 2 if self.mode == "ave" else y, (x, lengths)
 
-    def backward(self, params: Params, residuals: Any, dy: Array, dstate: State) -> tuple[Params, Array, State]:
+    def pullback(self, xp: Any, residuals: Any, dy: Array) -> Array:
         x, lengths = residuals
-        xp = namespace_of(x)
         dy = zero_padding(xp, dy, lengths)
         left, right = _halves(x)
         if self.mode == "mul":
-            return {}, xp.concat([dy * right, dy * left], axis=-1), None
+            return xp.concat([dy * right, dy * left], axis=-1)
         dy = dy / 2 if self.mode == "ave" else dy
-        return {}, xp.concat([dy, dy], axis=-1), None
+        return xp.concat([dy, dy], axis=-1)
 
 
 # ---------------------------------------------------------------------- masks from the data
 
 
 @dataclass(frozen=True, repr=False)
-class Masked(Layer):
+class Masked(Wrapper):
     """A layer that never sees the steps which hold one value only, wherever they stand: Keras' `Masking`.
 
     A step (b, t) is masked where every feature of ``x[b, t]`` equals `value`, or where the integer ``x[b, t]`` does.
@@ -301,55 +257,30 @@ class Masked(Layer):
     Examples
     --------
     >>> import numpy as np, portable_rnn as prnn
-    >>> from portable_rnn.layers import Masked
-    >>> layer = Masked(prnn.RNN(1, 1, nonlinearity="identity", bias=False))
+    >>> layer = prnn.Masked(prnn.RNN(1, 1, nonlinearity="identity", bias=False))
     >>> params = {"weight_ih_l0": np.ones((1, 1)), "weight_hh_l0": np.ones((1, 1))}
     >>> layer.apply(params, np.array([[[0.0], [1.0], [0.0], [2.0]]]))[0][..., 0].tolist()
     [[0.0, 1.0, 1.0, 3.0]]
     """
 
-    layer: Layer
     value: float = 0.0
     hold: bool = True
 
+    needs_time = True
     streams = False
 
-    @property
-    def keeps_time(self) -> bool:  # type: ignore[override]
-        """As the layer inside."""
-        return self.layer.keeps_time
-
-    @property
-    def takes_integers(self) -> bool:  # type: ignore[override]
-        """As the layer inside."""
-        return self.layer.takes_integers
-
-    @property
-    def in_width(self) -> int | None:
-        return self.layer.in_width
-
-    def out_width(self, features: int | None) -> int | None:
-        return self.layer.out_width(features)
-
-    def parameter_shapes(self) -> dict[str, tuple[int, ...]]:
-        return self.layer.parameter_shapes()
-
-    def draw(self, rng: np.random.Generator) -> dict[str, np.ndarray[Any, Any]]:
-        return self.layer.draw(rng)
-
-    def dropout_masks(self, rng: np.random.Generator, shape: tuple[int, ...]) -> Any:
-        return self.layer.dropout_masks(rng, shape)
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.takes_integers and self.value != int(self.value):
+            raise unexpected("value", "an integer, as the layer inside takes integers", self.value, "pass value=0")
 
     def check_input(self, x: Array, xp: Any) -> None:
-        self.layer.check_input(x, xp)
+        super().check_input(x, xp)
         if x.ndim == 2 and not self.takes_integers:
             raise InputError(f"Masked expects x of shape (batch, time, features), got shape {tuple(x.shape)}")
 
     def check_values(self, x: np.ndarray[Any, Any], lengths: np.ndarray[Any, Any] | None) -> None:
-        self.layer.check_values(np.where(x == self.value, 0, x), lengths)  # masked steps are not looked at
-
-    def check_state(self, state: State, batch_size: int) -> None:
-        self.layer.check_state(state, batch_size)
+        super().check_values(np.where(x == self.value, 0, x), lengths)  # masked steps are not looked at
 
     def forward(self, params: Params, x: Array, state: State, marks: Marks, masks: Any) -> tuple[Array, State, Any]:
         if marks.resets is not None:
@@ -371,13 +302,21 @@ class Masked(Layer):
         return y, final, (residuals, shown, order, counts)
 
     def backward(self, params: Params, residuals: Any, dy: Array, dstate: State) -> tuple[Params, Array | None, State]:
-        inner, shown, order, counts = residuals
+        inner, shown, _, counts = residuals
+        grads, dx, dinitial = self.layer.backward(params, inner, self._packed(residuals, dy), dstate)
+        return grads, None if dx is None else _unpacked(namespace_of(dy), dx, counts, shown), dinitial
+
+    def parameter_gradients(self, params: Params, residuals: Any, dy: Array, dstate: State) -> Params:
+        return self.layer.parameter_gradients(params, residuals[0], self._packed(residuals, dy), dstate)
+
+    def _packed(self, residuals: Any, dy: Array) -> Array:
+        """The cotangent of the inner layer's output."""
+        if not self.layer.keeps_time:
+            return dy
+        _, shown, order, counts = residuals
         xp = namespace_of(dy)
-        if self.layer.keeps_time:
-            dy = _steps_at(xp, _held_sums(xp, dy, shown) if self.hold else dy, order)
-            dy = zero_padding(xp, dy, counts[:, -1])
-        grads, dx, dinitial = self.layer.backward(params, inner, dy, dstate)
-        return grads, None if dx is None else _unpacked(xp, dx, counts, shown), dinitial
+        dy = _steps_at(xp, _held_sums(xp, dy, shown) if self.hold else dy, order)
+        return zero_padding(xp, dy, counts[:, -1])
 
 
 def _flipped(x: Array, lengths: Array | None) -> Array:
@@ -422,7 +361,6 @@ def _halves(x: Array) -> tuple[Array, Array]:
     return x[..., :middle], x[..., middle:]
 
 
-def _check_halves(x: Array, xp: Any, ranks: tuple[int, ...], who: str) -> None:
-    check_rank_and_features(x, xp, ranks, None, who)
+def _check_even(x: Array, who: str) -> None:
     if x.shape[-1] % 2:
         raise InputError(f"{who} expects an even number of features, one half for each direction, got {x.shape[-1]}")

@@ -20,32 +20,10 @@ import safetensors
 import safetensors.numpy
 
 from ..arrays import DTYPES
-from ..errors import InputError, printable
+from ..cells import Cell, GRUCell
+from ..errors import InputError, printable, unexpected
 from ..files import Json, Record, Table, Tagged, Text, record_of, shown, write_file
-from ..layers import (
-    GRU,
-    LSTM,
-    RNN,
-    Activation,
-    Dropout,
-    Embedding,
-    Ends,
-    Flip,
-    Last,
-    Layer,
-    LayerNormGRU,
-    LayerNormLSTM,
-    Linear,
-    Masked,
-    Max,
-    Mean,
-    Merge,
-    MinGRU,
-    MinLSTM,
-    Sequential,
-    SharedDropout,
-    Softmax,
-)
+from ..layers import Layer, RecurrentLayer, Sequential, registered, registered_name, walk
 from ..version import __version__
 
 __all__ = ["FORMAT_VERSION", "network_from_config", "network_to_config", "read_checkpoint", "write_checkpoint"]
@@ -53,12 +31,6 @@ __all__ = ["FORMAT_VERSION", "network_from_config", "network_to_config", "read_c
 FORMAT = "portable_rnn"
 FORMAT_VERSION = "1.0"
 HEADER_LIMIT = 1 << 23  # bytes of names and metadata: some 80,000 parameters
-
-_SMALL = (Last, Mean, Max, Dropout, Activation, Softmax, SharedDropout, Flip, Ends, Merge)
-_RECURRENT = (RNN, LSTM, GRU, LayerNormLSTM, LayerNormGRU, MinGRU, MinLSTM)
-_LAYERS: dict[str, type[Layer]] = {
-    cls.__name__: cls for cls in (*_RECURRENT, Linear, Embedding, *_SMALL, Masked, Sequential)
-}
 
 _GATE_ORDERS = {"LSTM": "i f g o", "GRU": "r z n", "peephole": "i f o", "MinGRU": "u n", "MinLSTM": "f i n"}
 # What a reader in another framework has to know about the arrays
@@ -79,14 +51,25 @@ def network_to_config(network: Layer) -> dict[str, Any]:
     >>> network_to_config(prnn.Linear(3, 2))
     {'type': 'Linear', 'in_features': 3, 'out_features': 2, 'bias': True}
     """
-    name = type(network).__name__
-    if _LAYERS.get(name) is not type(network):
-        raise InputError(f"a layer of type {name} can't be saved: only {', '.join(_LAYERS)} can")
-    if isinstance(network, Sequential):
-        return {"type": name, "layers": [network_to_config(layer) for layer in network.layers]}
-    options = {f.name: getattr(network, f.name) for f in dataclasses.fields(network)}
-    inside = {key: network_to_config(value) for key, value in options.items() if isinstance(value, Layer)}
-    return {"type": name, **options, **inside}
+    return _object_to_config(network)
+
+
+def _object_to_config(value: Any) -> dict[str, Any]:
+    fields = [f for f in dataclasses.fields(value) if f.init]
+    return {
+        "type": registered_name(type(value)),
+        **{f.name: _to_config(f.name, getattr(value, f.name)) for f in fields},
+    }
+
+
+def _to_config(name: str, value: Any) -> Any:
+    if isinstance(value, tuple):
+        return [_to_config(name, part) for part in value]
+    if dataclasses.is_dataclass(value):
+        return _object_to_config(value)
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    raise unexpected(name, "a number, a text, None or a registered object", value, "keep others out of it")
 
 
 def network_from_config(config: Any, where: str = "network") -> Layer:
@@ -107,18 +90,31 @@ def network_from_config(config: Any, where: str = "network") -> Layer:
     return network
 
 
-def _record_of_layer(name: str) -> Record | None:
-    """The options of a layer's class, from its dataclass."""
-    cls = _LAYERS.get(name)
-    return None if cls is None else _record(cls)
+def _layer_record(name: str) -> Record | None:
+    cls: Any = registered(name)
+    return _record(cls) if issubclass(cls, Layer) else None
+
+
+def _cell_record(name: str) -> Record | None:
+    cls: Any = registered(name)
+    return None if issubclass(cls, Layer) else _record(cls)
+
+
+_LAYER = Tagged("type", _layer_record, "layer")
+_CELL = Tagged("type", _cell_record, "cell")
 
 
 @functools.cache
-def _record(cls: type[Layer]) -> Record:
-    return record_of(cls, {Layer: _LAYER}, (lambda layers: Sequential(*layers)) if cls is Sequential else None)
-
-
-_LAYER = Tagged("type", _record_of_layer, "layer")
+def _record(cls: Any) -> Record:
+    """The settings of a class, from its dataclass."""
+    make = (lambda layers: Sequential(*layers)) if cls is Sequential else None
+    try:
+        return record_of(cls, {Layer: _LAYER, Cell: _CELL}, make)
+    except (KeyError, StopIteration, NameError) as error:
+        raise InputError(
+            f"{cls.__name__}: expected fields annotated int, float, bool, str, Layer or Cell, got {error}: "
+            "keep others out of a registered class"
+        ) from error
 
 
 _VARIANT = r"reset_\w+"
@@ -308,10 +304,9 @@ def _check_held(source: Path, network: Layer, held: Mapping[str, Any]) -> None:
 
 def _count_arrays(network: Layer) -> int:
     """How many parameters a network has, without a loop over a stack's layers: they are alike from the second on."""
-    if isinstance(network, Sequential):
-        return sum(map(_count_arrays, network.layers))
-    if isinstance(network, Masked):
-        return _count_arrays(network.layer)
+    inside = network.children()
+    if inside:
+        return sum(map(_count_arrays, inside.values()))
     depth = getattr(network, "num_layers", 1)
     if depth <= 2:
         return len(network.parameter_shapes())
@@ -327,10 +322,9 @@ def _dtype_name(code: str) -> str:
 
 
 def _gru_variants(network: Layer) -> list[str]:
-    if isinstance(network, Sequential):
-        return [variant for layer in network.layers for variant in _gru_variants(layer)]
-    if isinstance(network, Masked):
-        return _gru_variants(network.layer)
-    if isinstance(network, GRU):
-        return ["reset_after (torch, cuDNN, Keras 3)" if network.reset_after else "reset_before (Cho et al. 2014)"]
-    return []
+    cells = (layer.cell for _, layer in walk(network) if isinstance(layer, RecurrentLayer))
+    return [
+        "reset_after (torch, cuDNN, Keras 3)" if cell.reset_after else "reset_before (Cho et al. 2014)"
+        for cell in cells
+        if isinstance(cell, GRUCell)
+    ]

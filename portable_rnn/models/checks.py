@@ -9,7 +9,7 @@ import numpy as np
 
 from ..arrays import Array, namespace_of, to_numpy
 from ..errors import InputError
-from ..layers import Layer, check_positive_integer, check_streams
+from ..layers import Layer, check_streams
 from ..training import Loss, all_finite, loss_function
 
 __all__ = ["check_callbacks", "check_classes", "check_finite", "check_truncation"]
@@ -67,10 +67,8 @@ def check_truncation(
     network: Layer, tbptt: int | None, stateful: bool, shuffle: bool, rows: int, batch_size: int
 ) -> None:
     """Raise InputError where a state can't be handed on from one update to the next."""
-    if tbptt is not None:
-        check_positive_integer("tbptt", tbptt)
-        if not network.keeps_time:
-            raise InputError("tbptt needs targets for every step, but the network removes the time axis")
+    if tbptt is not None and not network.keeps_time:
+        raise InputError("tbptt needs targets for every step, but the network removes the time axis")
     if stateful and shuffle:
         raise InputError("stateful=True hands the state on from row to row: pass shuffle=False")
     if stateful and rows % batch_size:

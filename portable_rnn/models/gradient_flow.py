@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from ..arrays import Array, Lengths, Marks, Params, namespace_of, on_their_device, to_numpy
+from ..arrays import Array, Lengths, Marks, Params, State, namespace_of, on_their_device, to_numpy
 from ..execution import jit
-from ..layers import flat_layers, is_recurrent, stack_backward, suffixes, with_prefix
+from ..layers import Layer, RecurrentLayer, Wrapper, map_layers, stack_backward, suffixes, walk
 from ..training import Loss, loss_function, unchecked
 from .model import Model
 
@@ -114,31 +114,45 @@ def gradient_flow(
     ((30,), np.True_)
     """
     data = model.checked_data(x, y, lengths)
-    xp, marks = model.backend.xp, data.marks(model.backend)
     function = model.loss if loss is None else loss_function(loss)
-    replace: Any = dataclasses.replace
+    network = map_layers(_watched, model.network)
+    value, _, residuals = network.forward(model.params, data.x, None, data.marks(model.backend), None)
+    ends = data.marks(model.backend).lengths if network.keeps_time else None
+    total, cotangent = unchecked(function)(value, data.y, ends)
+    gradients, _, _ = network.backward(model.params, residuals, cotangent, None)
+    flows = [
+        flow
+        for prefix, watched in walk(network)
+        if isinstance(watched, _Watched)
+        for flow in _layer_flows(watched.layer, prefix, **watched.seen)
+    ]
+    return GradientFlow(tuple(flows), float(to_numpy(total)), gradients)
 
-    value, saved = data.x, []
-    for prefix, part in flat_layers(model.network):
-        layer = replace(part, recompute_every=None) if is_recurrent(part) else part
-        params = with_prefix(model.params, prefix)
-        value, _, residuals = layer.forward(params, value, None, marks, None)
-        saved.append((layer, prefix, params, residuals))
-        marks = marks if layer.keeps_time else Marks()
 
-    total, cotangent = unchecked(function)(value, data.y, marks.lengths)
-    gradients: Params = {}
-    found: list[LayerFlow] = []
-    for layer, prefix, params, residuals in reversed(saved):
-        if is_recurrent(layer):
-            run = jit(xp, stack_backward, static=("layer", "watch"))
-            grads, cotangent, _, norms = run(params, residuals, cotangent, None, layer=layer, watch=True)
-            found[:0] = _layer_flows(layer, prefix, residuals[0], norms, data.lengths)
-        else:
-            grads, cotangent, _ = layer.backward(params, residuals, cotangent, None)
-        gradients |= {prefix + name: g for name, g in grads.items()}
-    ordered = {name: gradients[name] for name in model.params}
-    return GradientFlow(tuple(found), float(to_numpy(total)), ordered)
+@dataclass(frozen=True, repr=False)
+class _Watched(Wrapper):
+    """A recurrent layer that keeps what its passes showed, wherever in a network it is."""
+
+    layer: RecurrentLayer
+    seen: dict[str, Any] = field(default_factory=dict, compare=False)
+
+    def forward(self, params: Params, x: Array, state: State, marks: Marks, masks: Any) -> tuple[Array, State, Any]:
+        y, final, residuals = self.layer.forward(params, x, state, marks, masks)
+        self.seen["runs"] = residuals[0]
+        self.seen["lengths"] = None if marks.lengths is None else to_numpy(marks.lengths)
+        return y, final, residuals
+
+    def backward(self, params: Params, residuals: Any, dy: Array, dstate: State) -> tuple[Params, Array | None, State]:
+        run = jit(namespace_of(dy), stack_backward, static=("layer", "watch"))
+        grads, dx, dinitial, norms = run(params, residuals, dy, dstate, layer=self.layer, watch=True)
+        self.seen["norms"] = norms
+        return grads, dx, dinitial
+
+
+def _watched(layer: Layer) -> Layer:
+    if not isinstance(layer, RecurrentLayer):
+        return layer
+    return _Watched(dataclasses.replace(layer, recompute_every=None))
 
 
 def _layer_flows(

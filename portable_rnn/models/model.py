@@ -27,13 +27,16 @@ from ..arrays import (
     copied,
     is_array,
     on_their_device,
+    placed,
     time_marks,
     to_numpy,
+    tree_to_numpy,
 )
 from ..arrays import backend as as_backend
 from ..errors import InputError, NonFiniteError
 from ..execution import forward_only, jit
-from ..layers import Layer, check_positive_integer, check_streams, random_generator
+from ..layers import Layer, check_streams, random_generator
+from ..settings import flag, optional, positive, size
 from ..training import (
     Batches,
     Buckets,
@@ -53,7 +56,6 @@ from ..training import (
     loss_value,
     notify,
     optimizer_of,
-    positive_number,
     run_callbacks,
 )
 from .checkpoint import read_checkpoint, write_checkpoint
@@ -117,6 +119,12 @@ class Model:
     def __repr__(self) -> str:
         count = sum(int(np.prod(shape)) for shape in self.network.parameter_shapes().values())
         return f"Model({self.network}, {self.backend}, {count:,} parameters)"
+
+    def __getstate__(self) -> dict[str, Any]:
+        return vars(self) | {"params": tree_to_numpy(self.params)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, params=placed(state["params"], state["backend"]))
 
     # ------------------------------------------------------------------ training
 
@@ -197,9 +205,10 @@ class Model:
             The loss became NaN or infinite; the model keeps the last good weights.
         """
         function = loss_function(loss)
-        check_positive_integer("epochs", epochs)
-        check_positive_integer("batch_size", batch_size)
-        clip_norm = None if clip_norm is None else positive_number("clip_norm", clip_norm)
+        epochs, batch_size = size("epochs", epochs), size("batch_size", batch_size)
+        tbptt, clip_norm = optional(size)("tbptt", tbptt), optional(positive)("clip_norm", clip_norm)
+        shuffle, stateful = flag("shuffle", shuffle), flag("stateful", stateful)
+        progress = flag("progress", progress)
         check_callbacks(callbacks)
         if not self.params:
             raise InputError(f"{self.network} has no parameters to train: expected a layer such as prnn.LSTM in it")
@@ -426,11 +435,10 @@ class Model:
             raise InputError("validation_data must be (x, y) or (x, y, lengths)")
         return self.checked_data(data[0], data[1], data[2] if len(data) == 3 else None, None, loss)
 
-    def _batches(self, data: Data, size: int | None, loss: Loss | None = None) -> Batches:
-        """To cut `size` rows at a time, or all at once, to compute this loss with."""
-        if size is not None:
-            check_positive_integer("batch_size", size)
-        return Batches(data, self.network, self.backend, self._buckets, size, loss)
+    def _batches(self, data: Data, batch_size: int | None, loss: Loss | None = None) -> Batches:
+        """To cut `batch_size` rows at a time, or all at once, to compute this loss with."""
+        rows = optional(size)("batch_size", batch_size)
+        return Batches(data, self.network, self.backend, self._buckets, rows, loss)
 
     def _evaluate(self, data: Data, *, batch_size: int, loss: Loss | None = None) -> float:
         function = self.loss if loss is None else loss

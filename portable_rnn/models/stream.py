@@ -21,6 +21,8 @@ from ..arrays import (
     map_leaves,
     namespace_of,
     on_their_device,
+    placed,
+    tree_to_numpy,
     zeros_beside,
 )
 from ..errors import InputError
@@ -28,15 +30,16 @@ from ..execution import jit
 from ..layers import (
     Layer,
     Linear,
+    RecurrentLayer,
     Sequential,
     check_streams,
     flat_layers,
-    is_recurrent,
     one_direction,
+    own_parameters,
     state_sizes,
     suffixes,
-    with_prefix,
 )
+from ..settings import instance, size
 from .model import Model
 
 __all__ = ["Stream"]
@@ -72,15 +75,14 @@ class Stream:
 
     @on_their_device
     def __init__(self, model: Model, batch_size: int = 1) -> None:
+        model, batch_size = instance(Model)("model", model), size("batch_size", batch_size)
         check_streams(model.network)
         self.batch_size = batch_size
         self._model = model
         self.backend = model.backend
         self._network = model.network
-        self._xp = model.backend.xp
+        self._prepare_to_run()
         self._weights = jit(self._xp, prepare, static=("network",))(model.params, network=model.network)
-        self._run = jit(self._xp, stream_step, static=("network",))
-        self._like = from_host(np.zeros(1, model.backend.dtype_name), model.backend)
         width = () if model.network.takes_integers else (model.network.in_width,)
         self._shape: tuple[int | None, ...] = (batch_size, *width)
         self._state: Any = None
@@ -145,6 +147,21 @@ class Stream:
             )
         self._state = jit(self._xp, choose)(flags, fresh, self._state)
 
+    def __getstate__(self) -> dict[str, Any]:
+        left_out = ("_xp", "_run", "_like")
+        return {name: tree_to_numpy(value) for name, value in vars(self).items() if name not in left_out}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        backend = state["_model"].backend
+        vars(self).update({name: placed(value, backend) for name, value in state.items()})
+        self._prepare_to_run()
+
+    def _prepare_to_run(self) -> None:
+        backend = self._model.backend
+        self._xp = backend.xp
+        self._run = jit(self._xp, stream_step, static=("network",))
+        self._like = from_host(np.zeros(1, backend.dtype_name), backend)
+
     @property
     @on_their_device
     def state(self) -> State:
@@ -161,8 +178,8 @@ def prepare(params: Params, *, network: Layer) -> list[Any]:
     """Each layer's weights as a step wants them."""
     prepared: list[Any] = []
     for prefix, layer in flat_layers(network):
-        own = with_prefix(params, prefix)
-        if is_recurrent(layer):
+        own = own_parameters(params, prefix)
+        if isinstance(layer, RecurrentLayer):
             xp = namespace_of(own["weight_ih_l0"])
             own_of = [one_direction(own, end) for (end,) in suffixes(layer)]
             prepared.append([layer.cell.prepare(xp, p) for p in own_of])
@@ -175,7 +192,7 @@ def zero_state(like: Array, *, network: Layer, batch_size: int) -> list[Any]:
     """The state before the first step, beside an array."""
     return [
         [tuple(zeros_beside(like, (rows, batch_size)) for rows in state_sizes(layer)) for _ in range(layer.num_layers)]
-        if is_recurrent(layer)
+        if isinstance(layer, RecurrentLayer)
         else None
         for _, layer in flat_layers(network)
     ]
@@ -186,7 +203,7 @@ def stream_step(weights: list[Any], x_t: Array, state: list[Any], *, network: La
     y = _turned(x_t)
     new_state = []
     for (_, layer), own, start in zip(flat_layers(network), weights, state, strict=True):
-        if is_recurrent(layer):
+        if isinstance(layer, RecurrentLayer):
             y, start = _recurrent_step(layer, own, y, start)
         elif isinstance(layer, Linear):
             y = own["weight"] @ y + own["bias"][:, None] if layer.bias else own["weight"] @ y
@@ -233,7 +250,7 @@ def public_state(state: list[Any], *, network: Layer) -> State:
         if isinstance(layer, Sequential):
             return tuple(build(part) for part in layer.layers)
         own = next(parts)
-        if not is_recurrent(layer):
+        if not isinstance(layer, RecurrentLayer):
             return own
         xp = namespace_of(own[0][0])
         arrays = tuple(xp.stack([xp.permute_dims(columns[k], (1, 0)) for columns in own]) for k in range(len(own[0])))

@@ -7,10 +7,11 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Annotated, Any, Protocol
 
 from ..arrays import Params
 from ..errors import InputError
+from ..settings import Configuration, NonNegative, Size, one_of
 
 __all__ = ["Callback", "EarlyStopping", "Epoch", "History", "Progress", "notify", "run_callbacks"]
 
@@ -81,7 +82,7 @@ class Callback(Protocol):
 
 
 @dataclass
-class EarlyStopping:
+class EarlyStopping(Configuration):
     """Stop when the loss no longer falls, and take back the best weights.
 
     Parameters
@@ -100,19 +101,13 @@ class EarlyStopping:
         At the first epoch, where `monitor` is "val_loss" and fit has no validation data.
     """
 
-    patience: int = 5
-    min_delta: float = 0.0
-    monitor: str = "val_loss"
+    patience: Size = 5
+    min_delta: NonNegative = 0.0
+    monitor: Annotated[str, one_of("val_loss", "loss")] = "val_loss"
     restore_best: bool = True
     best: float = field(default=math.inf, init=False)
     best_epoch: int = field(default=0, init=False)
     _params: Params | None = field(default=None, init=False, repr=False)
-
-    def __post_init__(self) -> None:
-        if self.monitor not in ("loss", "val_loss"):
-            raise InputError(f"monitor must be 'val_loss' or 'loss', got {self.monitor!r}")
-        if isinstance(self.patience, bool) or not isinstance(self.patience, int) or self.patience < 1:
-            raise InputError(f"patience must be an integer of at least 1, got {self.patience!r}")
 
     def start(self, model: Any) -> None:
         """Forget an earlier run."""

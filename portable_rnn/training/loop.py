@@ -24,7 +24,7 @@ from ..arrays import (
 from ..data import batches
 from ..errors import NonFiniteError
 from ..execution import compiles, forward_only, jit
-from ..layers import Layer, flat_layers, place_masks, with_prefix
+from ..layers import Layer, flat_layers, own_parameters, place_masks
 from .batching import Batch, Batches, Piece, drawn_masks
 from .callbacks import History, Progress
 from .losses import Loss, loss_of_rows
@@ -199,14 +199,14 @@ def first_nonfinite(network: Layer, params: Params, batch: Batch, masks: Any, st
     layers = flat_layers(network)
     names = [f"layer {prefix.rstrip('.') or 0} ({type(layer).__name__})" for prefix, layer in layers]
     for name, (prefix, _) in zip(names, layers, strict=True):
-        for key, p in with_prefix(params, prefix).items():
+        for key, p in own_parameters(params, prefix).items():
             if not all_finite(p):
                 return f"{name}, parameter {prefix + key!r}"
     value, marks, saved = batch.x, batch.marks, []
     for name, (prefix, layer) in zip(names, layers, strict=True):
         path = [int(k) for k in prefix.split(".") if k]
         start, mask = _inside(state, path), _inside(masks, path)
-        own = with_prefix(params, prefix)
+        own = own_parameters(params, prefix)
         value, _, residuals = layer.forward(own, value, start, marks, mask)
         if not all_finite(value):
             return f"{name}, output"

@@ -10,7 +10,6 @@ import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from numbers import Real
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -29,6 +28,7 @@ from ..arrays import (
 from ..cells import sigmoid
 from ..errors import InputError
 from ..layers import valid_steps
+from ..settings import Configuration, Positive
 
 __all__ = [
     "Huber",
@@ -109,19 +109,13 @@ def mae(prediction: Array, target: Array, lengths: Array | None = None) -> tuple
 
 
 @dataclass(frozen=True)
-class Huber:
+class Huber(Configuration):
     """``e**2 / 2`` where ``|e| <= delta``, else ``delta * (|e| - delta / 2)``; shapes as in `mse`.
 
     Source: Huber (1964), Robust estimation of a location parameter; `torch.nn.HuberLoss`.
     """
 
-    delta: float = 1.0
-
-    def __post_init__(self) -> None:
-        given: Any = self.delta
-        if not isinstance(given, Real) or not float(given) > 0:
-            raise InputError(f"delta must be positive, got {given!r}")
-        object.__setattr__(self, "delta", float(given))  # NumPy's own numbers would widen arrays of float32
+    delta: Positive = 1.0
 
     def __call__(self, prediction: Array, target: Array, lengths: Array | None = None) -> tuple[Array, Array]:
         """The loss and its gradient."""

@@ -5,12 +5,11 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-from typing import Any
 
 import numpy as np
 
 from ..errors import InputError
-from ..layers import Layer, Sequential, flat_layers, is_recurrent, state_sizes
+from ..layers import Layer, RecurrentLayer, map_layers, state_sizes, walk
 
 __all__ = ["limited", "parse_bytes"]
 
@@ -67,10 +66,6 @@ def _candidates(steps: int) -> list[int]:
     return sorted({length for p in powers for length in (p, p * 3 // 2) if length < steps})
 
 
-def _recurrent_layers(network: Layer) -> list[Any]:
-    return [layer for _, layer in flat_layers(network) if is_recurrent(layer)]
-
-
 def _bytes(network: Layer, shape: tuple[int, ...], dtype: str, every: int) -> int:
     """About what an update takes when segments of `every` steps are kept.
 
@@ -79,8 +74,8 @@ def _bytes(network: Layer, shape: tuple[int, ...], dtype: str, every: int) -> in
     """
     batch, steps = shape[:2]
     kept = inside = 0
-    for layer in _recurrent_layers(network):
-        runs = layer.num_layers * (2 if layer.bidirectional else 1)
+    for layer in (layer for _, layer in walk(network) if isinstance(layer, RecurrentLayer)):
+        runs = layer.num_layers * layer.directions
         sizes = state_sizes(layer)
         rows = layer.parameter_shapes()["weight_ih_l0"][0]
         kept += 2 * layer.input_size + runs * (3 * sizes[0] + math.ceil(sum(sizes) / every))
@@ -89,10 +84,7 @@ def _bytes(network: Layer, shape: tuple[int, ...], dtype: str, every: int) -> in
 
 
 def _with_segments(network: Layer, every: int) -> Layer:
-    if isinstance(network, Sequential):
-        return Sequential(*(_with_segments(layer, every) for layer in network.layers))
-    if is_recurrent(network):
-        replace: Any = dataclasses.replace
-        changed: Layer = replace(network, recompute_every=every)
-        return changed
-    return network
+    def changed(layer: Layer) -> Layer:
+        return dataclasses.replace(layer, recompute_every=every) if isinstance(layer, RecurrentLayer) else layer
+
+    return map_layers(changed, network)

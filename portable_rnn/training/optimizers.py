@@ -11,13 +11,14 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from numbers import Real
-from typing import Any, ClassVar, Protocol, TypeAlias
+from typing import Annotated, Any, ClassVar, Protocol, TypeAlias
 
 import numpy as np
 
 from ..arrays import Array, Params, as_before, device_of, is_array, library_name, namespace_of, on_their_device
-from ..errors import InputError
+from ..errors import InputError, unexpected
 from ..execution import fuse
+from ..settings import Check, Configuration, NonNegative, Positive, Probability, count, non_negative, positive, size
 
 __all__ = [
     "Adam",
@@ -32,7 +33,6 @@ __all__ = [
     "global_norm",
     "optimizer_of",
     "piecewise_constant",
-    "positive_number",
     "rmsprop",
     "sgd",
     "warmup_cosine_decay",
@@ -41,6 +41,13 @@ __all__ = [
 # Number of updates so far, an array () or a number -> learning rate
 Schedule: TypeAlias = Callable[[Any], Any]
 OptimizerState: TypeAlias = dict[str, Any]
+
+_rate_or_schedule = Check(
+    f"{positive.expected}, or a schedule",
+    "pass {name}=0.01, or such as prnn.cosine_decay(0.01, 1000)",
+    lambda value: value if callable(value) else positive.convert(value),
+)
+LearningRate = Annotated[float | Schedule, _rate_or_schedule]
 
 
 class Optimizer(Protocol):
@@ -54,10 +61,10 @@ class Optimizer(Protocol):
 
 
 @dataclass(frozen=True)
-class _Rule(abc.ABC):
+class _Rule(Configuration, abc.ABC):
     """What the optimizers share: parameters and state keep the library, the dtype and the type that they have."""
 
-    learning_rate: float | Schedule
+    learning_rate: LearningRate
 
     slots: ClassVar[tuple[str, ...]] = ()  # what the state holds for each parameter, zero at the start
 
@@ -90,8 +97,13 @@ class _Rule(abc.ABC):
 class Sgd(_Rule):
     """Gradient descent with momentum; see `sgd`."""
 
-    momentum: float = 0.0
+    momentum: Probability = 0.0
     nesterov: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.nesterov and not self.momentum:
+            raise unexpected("momentum", "a number above 0 where nesterov=True", self.momentum, "pass momentum=0.9")
 
     @property
     def slots(self) -> tuple[str, ...]:  # type: ignore[override]
@@ -114,8 +126,8 @@ class Sgd(_Rule):
 class RMSprop(_Rule):
     """See `rmsprop`."""
 
-    decay: float = 0.99
-    eps: float = 1e-8
+    decay: Probability = 0.99
+    eps: Positive = 1e-8
 
     slots = ("square",)
 
@@ -132,10 +144,10 @@ class RMSprop(_Rule):
 class Adam(_Rule):
     """See `adam` and `adamw`."""
 
-    beta1: float = 0.9
-    beta2: float = 0.999
-    eps: float = 1e-8
-    weight_decay: float = 0.0
+    beta1: Probability = 0.9
+    beta2: Probability = 0.999
+    eps: Positive = 1e-8
+    weight_decay: NonNegative = 0.0
 
     slots = ("mean", "square")
 
@@ -189,10 +201,7 @@ def sgd(learning_rate: float | Schedule = 0.01, momentum: float = 0.0, nesterov:
     >>> params["w"].tolist()
     [0.9]
     """
-    momentum = _decay("momentum", momentum)
-    if nesterov and not momentum:
-        raise InputError("nesterov=True needs a momentum above 0, got momentum=0")
-    return Sgd(_learning_rate(learning_rate), momentum, nesterov)
+    return Sgd(learning_rate, momentum, nesterov)
 
 
 def rmsprop(learning_rate: float | Schedule = 0.01, decay: float = 0.99, eps: float = 1e-8) -> RMSprop:
@@ -210,7 +219,7 @@ def rmsprop(learning_rate: float | Schedule = 0.01, decay: float = 0.99, eps: fl
     ----------
     Hinton, Neural networks for machine learning, lecture 6 (2012).
     """
-    return RMSprop(_learning_rate(learning_rate), _decay("decay", decay), positive_number("eps", eps))
+    return RMSprop(learning_rate, decay, eps)
 
 
 def adam(learning_rate: float | Schedule = 1e-3, beta1: float = 0.9, beta2: float = 0.999, eps: float = 1e-8) -> Adam:
@@ -251,15 +260,7 @@ def adamw(
     ----------
     Loshchilov and Hutter (2017), Decoupled weight decay regularization, arXiv:1711.05101.
     """
-    if not _is_number(weight_decay) or not 0 <= weight_decay < math.inf:
-        raise InputError(f"weight_decay must be a finite number of at least 0, got {weight_decay!r}")
-    return Adam(
-        _learning_rate(learning_rate),
-        _decay("beta1", beta1),
-        _decay("beta2", beta2),
-        positive_number("eps", eps),
-        float(weight_decay),
-    )
+    return Adam(learning_rate, beta1, beta2, eps, weight_decay)
 
 
 _OPTIMIZERS: dict[str, Callable[[], Any]] = {"sgd": sgd, "rmsprop": rmsprop, "adam": adam, "adamw": adamw}
@@ -329,7 +330,7 @@ def clip_by_global_norm(grads: Params, max_norm: float, norm: Array | None = Non
     [1.5, 2.0]
     """
     xp = _namespace(grads)
-    max_norm = positive_number("max_norm", max_norm)
+    max_norm = positive("max_norm", max_norm)
     norm = global_norm(grads) if norm is None else norm
     scale = max_norm / xp.maximum(norm, xp.full_like(norm, max_norm))
     return {k: as_before(g * scale, g) for k, g in grads.items()}
@@ -400,7 +401,7 @@ def cosine_decay(initial: float, steps: int, final: float = 0.0) -> Schedule:
     >>> [round(float(schedule(k)), 4) for k in (0, 50, 100)]
     [0.1, 0.05, 0.0]
     """
-    return _Cosine(initial, steps, final)
+    return _Cosine(positive("initial", initial), size("steps", steps), non_negative("final", final))
 
 
 def warmup_cosine_decay(peak: float, warmup_steps: int, steps: int, final: float = 0.0) -> Schedule:
@@ -413,7 +414,8 @@ def warmup_cosine_decay(peak: float, warmup_steps: int, steps: int, final: float
     warmup_steps, steps : int
         The updates at which `peak` and `final` are reached.
     """
-    return _Cosine(peak, steps, final, warmup_steps)
+    warmup = count("warmup_steps", warmup_steps)
+    return _Cosine(positive("peak", peak), size("steps", steps), non_negative("final", final), warmup)
 
 
 def exponential_decay(initial: float, rate: float, steps: float = 1) -> Schedule:
@@ -425,7 +427,7 @@ def exponential_decay(initial: float, rate: float, steps: float = 1) -> Schedule
     steps : float
         Updates in which the learning rate changes by the factor `rate`.
     """
-    return _Exponential(initial, rate, steps)
+    return _Exponential(positive("initial", initial), positive("rate", rate), positive("steps", steps))
 
 
 def piecewise_constant(initial: float, factors: Mapping[int, float]) -> Schedule:
@@ -437,7 +439,10 @@ def piecewise_constant(initial: float, factors: Mapping[int, float]) -> Schedule
     factors : dict of int to float
         ``{100: 0.5}`` halves the learning rate at update 100.
     """
-    return _Piecewise(initial, tuple(sorted(factors.items())))
+    if not isinstance(factors, Mapping):
+        raise unexpected("factors", "a dict of updates and factors", factors, "pass factors={100: 0.5}")
+    checked = {count("factors", update): positive("factors", factor) for update, factor in factors.items()}
+    return _Piecewise(positive("initial", initial), tuple(sorted(checked.items())))
 
 
 # ---------------------------------------------------------------------- shared
@@ -477,29 +482,3 @@ def _count(count: Any) -> tuple[Any, Any]:
     if not xp.isdtype(count.dtype, "real floating"):
         count = xp.astype(count, xp.__array_namespace_info__().default_dtypes()["real floating"])
     return xp, count
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, Real)
-
-
-def positive_number(name: str, value: Any) -> float:
-    """`value` as a float; an InputError unless it is a positive finite number."""
-    if not _is_number(value) or not 0 < value < math.inf:
-        raise InputError(f"{name} must be a positive finite number, got {value!r}")
-    return float(value)
-
-
-def _learning_rate(value: Any) -> float | Schedule:
-    if callable(value):
-        schedule: Schedule = value
-        return schedule
-    if not _is_number(value) or not 0 < value < math.inf:
-        raise InputError(f"learning_rate must be positive, or a schedule, got {value!r}")
-    return float(value)  # NumPy's own scalars don't multiply every library's arrays
-
-
-def _decay(name: str, value: Any) -> float:
-    if not _is_number(value) or not 0 <= value < 1:
-        raise InputError(f"{name} must lie in [0, 1), got {value!r}")
-    return float(value)

@@ -29,15 +29,15 @@ from ...layers import (
     Mean,
     Merge,
     Recurrent,
-    Sequential,
     SharedDropout,
     Softmax,
+    flat_layers,
 )
 from .graph import Graph
 from .nodes import Constant, Node, Port
 from .recurrent import ACTIVATION_NAMES, SETTINGS
 
-__all__ = ["OPSET", "flat", "graph_of_network", "node_of_cell"]
+__all__ = ["OPSET", "graph_of_network", "node_of_cell"]
 
 OPSET = 17
 LENGTHS = "lengths"
@@ -137,7 +137,7 @@ def graph_of_network(network: Layer, dtype: str, lengths: bool) -> Graph:
     """
     if isinstance(network, Graph):
         raise InputError("the network is a graph already")
-    layers = flat(network, "")
+    layers = flat_layers(network)
     has_time = any(layer.needs_time for _, layer in layers)
     if lengths and not has_time:
         raise InputError("lengths=True needs a network with a time axis")
@@ -162,13 +162,6 @@ def graph_of_network(network: Layer, dtype: str, lengths: bool) -> Graph:
     weights = tuple(emitter.weights.items())
     name = LENGTHS if any(LENGTHS in node.inputs[4:5] for node in nodes) else ""
     return Graph(tuple(nodes), inputs, (out,), weights, constants, OPSET, lengths=name)
-
-
-def flat(layer: Layer, prefix: str) -> list[tuple[str, Layer]]:
-    """The layers in order with the prefixes of their parameters."""
-    if isinstance(layer, Sequential):
-        return [pair for k, inner in enumerate(layer.layers) for pair in flat(inner, f"{prefix}{k}.")]
-    return [(prefix, layer)]
 
 
 def _emit(e: Emitter, prefix: str, layer: Layer, x: str) -> str:

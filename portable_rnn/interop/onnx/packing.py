@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from ...cells import split_rows
-from ...layers import GRU, LSTM, RNN, Layer, Recurrent, suffixes
-from .exporting import flat, node_of_cell
+from ...layers import GRU, LSTM, RNN, Layer, Recurrent, flat_layers, own_parameters, suffixes
+from .exporting import node_of_cell
 from .recurrent import GATES, PEEPHOLES
 
 __all__ = ["packed", "unpacked"]
@@ -26,8 +26,8 @@ def _orders(layer: Any) -> tuple[int, tuple[int, ...], tuple[int, ...]]:
 def packed(network: Layer, params: HostParams) -> HostParams:
     """A network's parameters as the weights of its graph."""
     found: HostParams = {}
-    for prefix, layer in flat(network, ""):
-        own = {name.removeprefix(prefix): p for name, p in params.items() if name.startswith(prefix)}
+    for prefix, layer in flat_layers(network):
+        own = own_parameters(params, prefix)
         if not isinstance(layer, (RNN, LSTM, GRU, Recurrent)):
             found |= {prefix + name: p for name, p in own.items()}
             continue
@@ -46,7 +46,7 @@ def packed(network: Layer, params: HostParams) -> HostParams:
 def unpacked(network: Layer, arrays: HostParams) -> HostParams:
     """Reverse `packed`."""
     found: HostParams = {}
-    for prefix, layer in flat(network, ""):
+    for prefix, layer in flat_layers(network):
         if not isinstance(layer, (RNN, LSTM, GRU, Recurrent)):
             found |= {prefix + name: arrays[prefix + name] for name in layer.parameter_shapes()}
             continue

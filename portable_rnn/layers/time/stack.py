@@ -13,7 +13,7 @@ from ..base import valid_steps
 from .checkpointed import run_segments, run_segments_backward
 from .one_direction import Span, run_direction, run_direction_backward
 
-__all__ = ["Masks", "is_recurrent", "one_direction", "stack_backward", "stack_forward", "state_sizes", "suffixes"]
+__all__ = ["Masks", "one_direction", "stack_backward", "stack_forward", "state_sizes", "suffixes"]
 
 
 class Masks(NamedTuple):
@@ -178,11 +178,6 @@ def _with_zoneout(xp: Any, span: Span, layer: Any, like: Array, masks: Any) -> S
     device = device_of(like)
     expected = tuple(xp.full((steps, 1, batch), p, dtype=like.dtype, device=device) for _ in state_sizes(layer))
     return span._replace(zoneout=expected)
-
-
-def is_recurrent(layer: Any) -> bool:
-    """Whether a layer runs a cell over time."""
-    return hasattr(layer, "cell")
 
 
 def state_sizes(layer: Any) -> tuple[int, ...]:
