@@ -31,6 +31,8 @@ from .arrays import (
     namespace_of,
     on_their_device,
     placed,
+    positive,
+    size,
     to_numpy,
     tree_to_numpy,
     zeros_beside,
@@ -40,7 +42,6 @@ from .cells import ElmanCell
 from .errors import InputError, NonFiniteError
 from .execution import records
 from .layers import Span, check_memory, random_generator, run_direction, run_direction_backward
-from .settings import positive, size
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray

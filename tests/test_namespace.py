@@ -13,8 +13,7 @@ import numpy as np
 import pytest
 
 import portable_rnn as prnn
-from portable_rnn.arrays import device_scope
-from portable_rnn.arrays import namespaces as namespace
+from portable_rnn.arrays import NAMES, device_scope
 
 DEVICE_NAMES = {"numpy": "cpu", "jax": "cpu", "torch": "cpu", "array_api_strict": "CPU_DEVICE", "cupy": "cuda:0"}
 
@@ -59,7 +58,7 @@ def test_backend_takes_the_users_own_module(backend: Any) -> None:
 
 def test_backend_takes_a_name(backend: Any) -> None:
     name = backend.entry.library
-    if name not in namespace.NAMES:
+    if name not in NAMES:
         pytest.skip(f"{name} is not one of the registered names")
     assert prnn.backend(name) == prnn.backend(backend.target.xp)
     assert prnn.backend(name).dtype_name == "float32"
@@ -189,7 +188,7 @@ def test_backends_lists_every_library_once(backend: Any) -> None:
         assert bool(info.reason) != info.available
         assert bool(info.devices) == info.available
         assert "\n" not in info.reason
-    if backend.entry.library in namespace.NAMES:
+    if backend.entry.library in NAMES:
         (info,) = (info for info in found if info.name == backend.entry.library)
         assert info.available
         assert info.version == sys.modules[info.name].__version__

@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 
 import portable_rnn as prnn
+from portable_rnn.arrays import Configuration
 from portable_rnn.forecasting import Settings
 from portable_rnn.layers.base import Layer
 from portable_rnn.models import network_to_config
-from portable_rnn.settings import Configuration
 
 STACK: dict[str, Any] = {
     "input_size": 2,

@@ -13,28 +13,23 @@ import array_api_compat.numpy as numpy_namespace
 import numpy as np
 
 from ..errors import BackendError, InputError
+from .backend import Backend, backend_of
+from .moving import from_host, on_host, place, to_numpy
 from .namespaces import (
-    Backend,
-    backend_of,
     copied,
     device_of,
     dtype_name,
-    from_host,
     is_array,
     is_floating,
     is_traced,
-    leaves,
     library_name,
-    map_leaves,
     may_share_memory,
     namespace_of,
-    on_host,
-    place,
-    to_numpy,
     write_count,
     zeros_beside,
 )
 from .plain import plain, refuse_containers, unboxed
+from .pytrees import leaves, map_leaves
 from .typing import Array, Lengths, Marks, Params, State
 
 __all__ = [

@@ -14,10 +14,9 @@ import re
 from collections.abc import Callable
 from typing import Annotated, Any
 
-from ..arrays import Array, Backend, backend_of
+from ..arrays import Array, Backend, backend_of, named
 from ..errors import InputError
 from ..execution import compiles, fuse
-from ..settings import named
 
 __all__ = ["ACTIVATIONS", "Activation", "ActivationName", "GateBlock", "activation", "split_rows"]
 

@@ -129,6 +129,6 @@ def where_inside(xp: Any, da: Array, inside: Array | None) -> Array:
     return da if inside is None else xp.where(inside, da, xp.zeros_like(da))
 
 
-def named(name: str, array: Array | None) -> Residual:
+def optional_residual(name: str, array: Array | None) -> Residual:
     """A dict of one array, or of none."""
     return {} if array is None else {name: array}

@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from ..arrays import Array, Params
-from ..settings import Configuration, Positive
+from ..arrays import Array, Configuration, Params, Positive
 from .activations import ActivationName, activation
 from .cell import (
     Arrays,
@@ -14,7 +13,7 @@ from .cell import (
     Shapes,
     clipped,
     dropped,
-    named,
+    optional_residual,
     summed,
     summed_bias,
     summed_outer,
@@ -45,7 +44,7 @@ class ElmanCell(Configuration):
         (h,) = state
         a, inside = clipped(xp, z + w["Wh"] @ dropped(h, drop), self.clip)
         h = activation(self.nonlinearity).forward(xp, a)
-        return (h,), {"h": h, **named("inside", inside)}
+        return (h,), {"h": h, **optional_residual("inside", inside)}
 
     def step_backward(
         self, xp: Any, w: Params, residual: Residual, dstate: Arrays, drop: Array | None

@@ -9,9 +9,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from ..arrays import Array, Params
+from ..arrays import Array, Configuration, Params, Positive
 from ..execution import fuse
-from ..settings import Configuration, Positive
 from .activations import ActivationName, GateBlock, activation, split_rows
 from .cell import (
     Arrays,
@@ -20,7 +19,7 @@ from .cell import (
     clipped,
     column,
     dropped,
-    named,
+    optional_residual,
     summed,
     summed_bias,
     summed_outer,
@@ -86,7 +85,9 @@ class GRUCell(Configuration):
         a_n, inside_n = clipped(xp, z[rows:, ...] + reset, self.clip)
         n = activation(self.activation).forward(xp, a_n)
         residual = {"ru": ru, "n": n, "ah_n": ah_n, "h": h}
-        return (fuse(xp, _gru_state)(n, u, h),), residual | named("inside", inside) | named("inside_n", inside_n)
+        return (fuse(xp, _gru_state)(n, u, h),), residual | optional_residual("inside", inside) | optional_residual(
+            "inside_n", inside_n
+        )
 
     def step_backward(
         self, xp: Any, w: Params, residual: Residual, dstate: Arrays, drop: Array | None

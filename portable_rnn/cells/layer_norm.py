@@ -14,8 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from ..arrays import Array, Params
-from ..settings import Configuration, Positive
+from ..arrays import Array, Configuration, Params, Positive
 from .activations import GateBlock, split_rows
 from .cell import Arrays, Residual, Shapes, column, dropped, summed_outer, weight_shapes
 

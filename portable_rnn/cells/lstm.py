@@ -11,9 +11,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from ..arrays import Array, Params
+from ..arrays import Array, Configuration, Count, Params, Positive
 from ..execution import fuse
-from ..settings import Configuration, Count, Positive
 from .activations import ActivationName, GateBlock, activation, split_rows
 from .cell import (
     Arrays,
@@ -22,7 +21,7 @@ from .cell import (
     clipped,
     column,
     dropped,
-    named,
+    optional_residual,
     summed,
     summed_bias,
     summed_outer,
@@ -123,13 +122,13 @@ class LSTMCell(Configuration):
             a_o, inside_o = clipped(xp, a[rows:, ...] + w["p_o"] * c_new, self.clip)
             o = GateBlock((self.recurrent_activation,)).forward(xp, a_o, w["columns_o"])
             gates = xp.concat([early, o], axis=0)
-            residual |= {"c_new": c_new, **named("inside_o", inside_o)}
+            residual |= {"c_new": c_new, **optional_residual("inside_o", inside_o)}
         squashed = self._squash.forward(xp, c_new)  # not clipped: onnxruntime and OpenVINO bound the gates only
         h = o * squashed
         if self.proj_size:
             h = w["Whr"] @ h
         residual |= {"gates": gates, "squashed": squashed}
-        return (h, c_new), residual | named("inside", inside)
+        return (h, c_new), residual | optional_residual("inside", inside)
 
     def step_backward(
         self, xp: Any, w: Params, residual: Residual, dstate: Arrays, drop: Array | None

@@ -11,8 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from ..arrays import Array, Params
-from ..settings import Configuration
+from ..arrays import Array, Configuration, Params
 from .activations import activation, split_rows
 from .cell import Arrays, Residual, Shapes, column
 

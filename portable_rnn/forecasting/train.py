@@ -15,12 +15,11 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
-from ..arrays import Array, Backend, asarray
+from ..arrays import Array, Backend, Configuration, Count, Positive, Probability, Size, asarray, one_of
 from ..data import Standardizer, Table, load_seattle_temps, split_by_time, windows
 from ..errors import InputError
 from ..layers import GRU, LSTM, RNN, Last, Linear, Sequential
 from ..models import Model
-from ..settings import Configuration, Count, Positive, Probability, Size, one_of
 from ..training import EarlyStopping, History, adam, cosine_decay
 from .calendar import TimeStep
 from .recipe import Forecaster, Recipe, simple_forecasts

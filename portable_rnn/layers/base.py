@@ -18,6 +18,7 @@ import numpy as np
 from ..arrays import (
     Array,
     Backend,
+    Configuration,
     Lengths,
     Marks,
     Params,
@@ -46,7 +47,6 @@ from ..arrays import (
 from ..arrays import backend as as_backend
 from ..errors import InputError
 from ..execution import forward_only
-from ..settings import Configuration
 
 __all__ = [
     "Layer",

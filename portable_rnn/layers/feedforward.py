@@ -8,9 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from ..arrays import Array, Marks, Params, State, backend_of, device_of, dtype_name, namespace_of
+from ..arrays import Array, Marks, Params, Probability, Size, State, backend_of, device_of, dtype_name, namespace_of
 from ..errors import InputError
-from ..settings import Probability, Size
 from .base import (
     Layer,
     Stateless,

@@ -21,8 +21,8 @@ from typing import Annotated, Any
 
 import numpy as np
 
+from ..arrays import named
 from ..errors import InputError
-from ..settings import named
 
 __all__ = [
     "SCHEMES",

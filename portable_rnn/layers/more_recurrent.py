@@ -9,8 +9,8 @@ from dataclasses import KW_ONLY, dataclass
 from functools import cached_property
 from typing import ClassVar
 
+from ..arrays import Positive
 from ..cells import Cell, LayerNormGRUCell, LayerNormLSTMCell, MinGRUCell, MinLSTMCell
-from ..settings import Positive
 from .recurrent import RecurrentLayer
 
 __all__ = ["LayerNormGRU", "LayerNormLSTM", "MinGRU", "MinLSTM"]

@@ -12,11 +12,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 
-from ..arrays import Array, Marks, Params, State, namespace_of
+from ..arrays import Array, Count, Marks, Params, Positive, Probability, Size, State, integer, namespace_of
 from ..cells import ActivationName, Cell, ElmanCell, GRUCell, LSTMCell
 from ..errors import InputError, unexpected
 from ..execution import jit, keeps_residuals
-from ..settings import Count, Positive, Probability, Size, integer
 from .base import Layer, choice_mask, keep_mask
 from .initializers import InitializerName, draw, scheme
 from .time.stack import Masks, stack_backward, stack_forward, state_sizes, suffixes

@@ -10,11 +10,10 @@ from typing import Annotated, Any
 
 import numpy as np
 
-from ..arrays import Array, Marks, Params, State, device_of, namespace_of
+from ..arrays import Array, Marks, Params, Probability, State, device_of, namespace_of, one_of
 from ..cells import ActivationName, activation
 from ..errors import InputError, unexpected
 from ..execution import scan, stacked
-from ..settings import Probability, one_of
 from .base import Stateless, Wrapper, keep_mask, valid_steps, zero_padding
 
 __all__ = ["Activation", "Ends", "Flip", "Masked", "Merge", "SharedDropout", "Softmax"]

@@ -25,9 +25,13 @@ from ..arrays import (
     checked_state,
     checked_targets,
     copied,
+    flag,
     is_array,
     on_their_device,
+    optional,
     placed,
+    positive,
+    size,
     time_marks,
     to_numpy,
     tree_to_numpy,
@@ -36,7 +40,6 @@ from ..arrays import backend as as_backend
 from ..errors import InputError, NonFiniteError
 from ..execution import forward_only, jit
 from ..layers import Layer, check_streams, random_generator
-from ..settings import flag, optional, positive, size
 from ..training import (
     Batches,
     Buckets,

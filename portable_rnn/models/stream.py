@@ -16,12 +16,14 @@ from ..arrays import (
     checked_array,
     copied,
     from_host,
+    instance,
     is_array,
     leaves,
     map_leaves,
     namespace_of,
     on_their_device,
     placed,
+    size,
     tree_to_numpy,
     zeros_beside,
 )
@@ -39,7 +41,6 @@ from ..layers import (
     state_sizes,
     suffixes,
 )
-from ..settings import instance, size
 from .model import Model
 
 __all__ = ["Stream"]

@@ -9,9 +9,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Protocol
 
-from ..arrays import Params
+from ..arrays import Configuration, NonNegative, Params, Size, one_of
 from ..errors import InputError
-from ..settings import Configuration, NonNegative, Size, one_of
 
 __all__ = ["Callback", "EarlyStopping", "Epoch", "History", "Progress", "notify", "run_callbacks"]
 

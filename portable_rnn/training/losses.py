@@ -16,6 +16,8 @@ import numpy as np
 
 from ..arrays import (
     Array,
+    Configuration,
+    Positive,
     as_before,
     backend_of,
     checked_loss_arguments,
@@ -28,7 +30,6 @@ from ..arrays import (
 from ..cells import sigmoid
 from ..errors import InputError
 from ..layers import valid_steps
-from ..settings import Configuration, Positive
 
 __all__ = [
     "Huber",

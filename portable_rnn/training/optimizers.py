@@ -15,10 +15,27 @@ from typing import Annotated, Any, ClassVar, Protocol, TypeAlias
 
 import numpy as np
 
-from ..arrays import Array, Params, as_before, device_of, is_array, library_name, namespace_of, on_their_device
+from ..arrays import (
+    Array,
+    Check,
+    Configuration,
+    NonNegative,
+    Params,
+    Positive,
+    Probability,
+    as_before,
+    count,
+    device_of,
+    is_array,
+    library_name,
+    namespace_of,
+    non_negative,
+    on_their_device,
+    positive,
+    size,
+)
 from ..errors import InputError, unexpected
 from ..execution import fuse
-from ..settings import Check, Configuration, NonNegative, Positive, Probability, count, non_negative, positive, size
 
 __all__ = [
     "Adam",

@@ -21,7 +21,7 @@ from typing import Annotated, Any
 
 import numpy as np
 
-from .errors import InputError, unexpected
+from ..errors import InputError, unexpected
 
 __all__ = [
     "Check",
