@@ -30,6 +30,7 @@ from ...arrays import (
     leaves,
     map_leaves,
     namespace_of,
+    on_their_device,
     to_numpy,
     write_counts,
 )
@@ -103,6 +104,7 @@ class Graph(Layer):
 
     # ------------------------------------------------------------------ by name
 
+    @on_their_device
     def run(self, params: Params, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """The graph's outputs by name.
 
@@ -124,6 +126,7 @@ class Graph(Layer):
         outputs = {port.name: placed(values[port.name], like) for port in self.outputs}
         return {name: apart(y, params, inputs) for name, y in outputs.items()}
 
+    @on_their_device
     def run_vjp(
         self, params: Params, inputs: Mapping[str, Array]
     ) -> tuple[dict[str, Array], Callable[[Mapping[str, Array]], tuple[Params, dict[str, Array]]]]:
@@ -144,6 +147,7 @@ class Graph(Layer):
         values, like, tape = self.evaluate(params, inputs)
         before = write_counts(params)
 
+        @on_their_device
         def pullback(doutputs: Mapping[str, Array]) -> tuple[Params, dict[str, Array]]:
             check_unwritten(params, before)
             with device_scope(like):
