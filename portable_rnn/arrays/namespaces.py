@@ -94,7 +94,8 @@ def copied(x: Array) -> Array:
         return x.copy(order="K")
     if array_api_compat.is_torch_array(x):
         return x.clone()  # which autograd sees, unlike torch.asarray
-    return x if array_api_compat.is_jax_array(x) else namespace_of(x).asarray(x, copy=True)
+    with device_scope(x):
+        return x if array_api_compat.is_jax_array(x) else namespace_of(x).asarray(x, copy=True)
 
 
 def may_share_memory(a: Array, b: Array) -> bool:

@@ -53,6 +53,7 @@ Loss: TypeAlias = Callable[[Array, Array, Array | None], tuple[Array, Array]]
 def _checked(loss: Any) -> Any:
     """A loss that checks its arguments; `unchecked` finds the one inside."""
 
+    @on_their_device
     @functools.wraps(loss)
     def checked(prediction: Array, target: Array, lengths: Array | None = None) -> tuple[Array, Array]:
         found: tuple[Array, Array] = loss(*checked_loss_arguments(prediction, target, lengths))
@@ -118,6 +119,7 @@ class Huber(Configuration):
 
     delta: Positive = 1.0
 
+    @on_their_device
     def __call__(self, prediction: Array, target: Array, lengths: Array | None = None) -> tuple[Array, Array]:
         """The loss and its gradient."""
         return self.unchecked(*checked_loss_arguments(prediction, target, lengths))
