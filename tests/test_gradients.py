@@ -118,7 +118,7 @@ def test_values_and_gradients_are_equal_across_libraries(backend: Any, name: str
 def parameter_gradients(backend: Any, case: Case) -> Any:
     """Without dx and the cotangent of the state, on the library's arrays."""
     given, dy, dstate = backend.arrays(case.inputs), backend.array(case.dy), backend.array(case.dstate)
-    x, marks = case.layer._checked(*(given[name] for name in ("params", "x", "state", "lengths", "resets")))
+    _, x, _, marks = case.layer._checked(*(given[name] for name in ("params", "x", "state", "lengths", "resets")))
     _, _, residuals = case.layer.forward(given["params"], x, given["state"], marks, given["masks"])
     return backend.numpy(case.layer.parameter_gradients(given["params"], residuals, dy, dstate))
 
