@@ -26,7 +26,7 @@ import portable_rnn as prnn
 from portable_rnn import execution
 from portable_rnn.execution import programs
 from portable_rnn.execution.cuda import program as cuda
-from portable_rnn.execution.libraries import CupyLibrary, Library
+from portable_rnn.execution.libraries import CupyLibrary, Library, cupy
 
 TARGET = 4
 VIEWS = {"carry", "xs", "shared", "rows", "transpose"}  # no operation of their own
@@ -82,7 +82,7 @@ def numpy_as_cupy(calls: cuda.Calls) -> Iterator[list[tuple[Any, Any]]]:
     with ExitStack() as stack:
         stack.enter_context(mock.patch.object(execution, "library_of", return_value=_NumpyAsCupy()))
         stack.enter_context(mock.patch.object(cuda, "library_calls", return_value=calls))
-        stack.enter_context(mock.patch.object(programs, "cuda_program", program))
+        stack.enter_context(mock.patch.object(cupy, "cuda_program", program))
         stack.callback(programs.program_of.cache_clear)
         programs.program_of.cache_clear()
         yield made

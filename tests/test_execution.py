@@ -13,6 +13,7 @@ from test_execution_programs import Written
 from portable_rnn import execution
 from portable_rnn.execution import programs
 from portable_rnn.execution.graph import pytrees, trace, verify
+from portable_rnn.execution.libraries import library_of
 
 
 def recorded(function: Any, carry: Any = (3, 4), x: Any = (3, 4), shared: Any = (3, 3)) -> trace.Graph:
@@ -97,7 +98,7 @@ def test_every_operation_is_recorded(name: str) -> None:
     rng = np.random.default_rng(0)
     w, h, x, m = rng.random((3, 3)), rng.random((3, 4)), rng.random((2, 3, 4)), rng.random((2, 1, 4)) < 0.5
     step = Written(lambda xp, s, c, i: one_each((xp.tanh(c[0]), function(xp, s[0], c[0], *i))))
-    found = programs.planned_scan(xp, "numpy", step, (h,), (x, m), (w,), reverse=False, donate=False)
+    found = programs.planned_scan(xp, library_of(xp), step, (h,), (x, m), (w,), reverse=False, donate=False)
     first = function(xp, w, h, x[0], m[0])
     assert found is not None
     assert (

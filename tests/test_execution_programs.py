@@ -17,6 +17,7 @@ from trees import flat, mapped
 
 from portable_rnn.execution import programs as recorded_programs
 from portable_rnn.execution.graph import pytrees, trace, verify
+from portable_rnn.execution.libraries import library_of
 from portable_rnn.execution.machine import program as machine_loops
 from portable_rnn.execution.machine import thread_pool, workspace
 
@@ -40,7 +41,7 @@ def planned(program: Program, library: str) -> Any:
     arrays = mapped(array, (program.carry, program.xs, program.shared))
     found = recorded_programs.planned_scan(
         namespace,
-        library,
+        library_of(namespace),
         program.step,
         *arrays,
         reverse=program.reverse,

@@ -3,23 +3,32 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Hashable
 from types import ModuleType
+from typing import Protocol
 
-from .cuda.program import cuda_program
-from .graph.arguments import Arguments, Form, Program, Structures, recorded
+from ..arrays import Array
+from .graph.arguments import Arguments, DType, Form, Program, Structures, recorded
 from .graph.pytrees import PyTree, rebuilt
 from .graph.report import dump, say_fallback, show_graph
-from .graph.trace import Step, Untraceable
-from .python_loop.calls import calls_of
-from .python_loop.plan import make_plan
-from .python_loop.program import PlannedProgram
+from .graph.trace import Graph, Step, Untraceable
 
-__all__ = ["forget", "planned_scan", "program_of"]
+__all__ = ["Maker", "forget", "planned_scan", "program_of"]
+
+
+class Maker(Hashable, Protocol):
+    """What a library says about its programs."""
+
+    def program(self, graph: Graph, step: Step, dtype: DType, *, donate: bool) -> Program | None:
+        """The program of a recorded step, or None where it has none."""
+
+    def device_key(self, x: Array) -> Hashable:
+        """By which programs of other devices are told apart."""
 
 
 @functools.lru_cache(maxsize=128)
 def program_of(
-    xp: ModuleType, library: str, device: object, step: Step, structures: Structures, form: Form, donate: bool
+    xp: ModuleType, maker: Maker, device: Hashable, step: Step, structures: Structures, form: Form, donate: bool
 ) -> Program | None:
     """The program of a step for arguments of this form, or None where it can't be recorded.
 
@@ -27,16 +36,11 @@ def program_of(
     """
     try:
         graph = recorded(xp, step, structures, form, summing=False)
-        dump("graph", step, show_graph(graph))
-        if library == "cupy":
-            return cuda_program(graph, step, str(form[0][0][1]), donate=donate)
-        calls = calls_of(library)
-        plan = make_plan(graph, calls, donate=donate)
     except Untraceable as reason:
         say_fallback(step, "recorded loop", reason)
         return None
-    dump("source", step, plan.source)
-    return PlannedProgram(plan, calls, graph)
+    dump("graph", step, show_graph(graph))
+    return maker.program(graph, step, form[0][0][1], donate=donate)
 
 
 def forget() -> None:
@@ -46,7 +50,7 @@ def forget() -> None:
 
 def planned_scan(
     xp: ModuleType,
-    library: str,
+    maker: Maker,
     step: Step,
     carry: PyTree,
     xs: PyTree,
@@ -55,14 +59,13 @@ def planned_scan(
     reverse: bool,
     donate: bool,
 ) -> tuple[PyTree, PyTree] | None:
-    """`scan` by a planned loop, or None where the step can't be recorded."""
+    """`scan` by a recorded loop, or None where the step can't be recorded."""
     given = Arguments(step, carry, xs, shared)
     if given.hindrance is not None:
         say_fallback(step, "recorded loop", given.hindrance)
         return None
-    # CuPy's devices have no hash; its programs keep no arrays
-    device = None if library == "cupy" else given.leaves[0][0].device
-    program = program_of(xp, library, device, step, given.structures, given.form, donate)
+    device = maker.device_key(given.leaves[0][0])
+    program = program_of(xp, maker, device, step, given.structures, given.form, donate)
     if program is None:
         return None
     found = program.run(xp, *given.leaves, reverse=reverse)

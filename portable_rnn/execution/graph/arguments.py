@@ -11,7 +11,7 @@ from ...arrays import Array
 from .pytrees import PyTree, Structure, builder, flattened, reader
 from .trace import Graph, Shape, Step, Untraceable, trace
 
-__all__ = ["Arguments", "Form", "Leaves", "Program", "Programs", "Results", "recorded"]
+__all__ = ["Arguments", "DType", "Form", "Leaves", "Program", "Programs", "Results", "recorded"]
 
 _FORMS = 8  # of arguments, whose programs are found fast
 _MOST_FORMS = 64  # whose programs are kept

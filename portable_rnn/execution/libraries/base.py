@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from types import ModuleType
+from typing import cast
 
 import numpy.typing as npt
 
 from ...arrays import Array
+from ..graph.arguments import DType, Program
 from ..graph.pytrees import PyTree
-from ..graph.trace import Step
+from ..graph.trace import Graph, Step
 from ..plain_loop import plain_scan
 from ..programs import planned_scan
 
@@ -60,7 +62,7 @@ class Library:
         """See `execution.scan`."""
         if recorded and self.records and not self.is_watched((carry, xs, shared)):
             donate = donate and self.can_donate(xs[0])
-            found = planned_scan(xp, self.name, step, carry, xs, shared, reverse=reverse, donate=donate)
+            found = planned_scan(xp, self, step, carry, xs, shared, reverse=reverse, donate=donate)
             if found is not None:
                 return found
         return plain_scan(xp, step, carry, xs, shared, reverse=reverse)
@@ -79,6 +81,14 @@ class Library:
     ) -> tuple[PyTree, PyTree, PyTree] | None:
         """See `execution.scan_in_one`."""
         return None
+
+    def program(self, graph: Graph, step: Step, dtype: DType, *, donate: bool) -> Program | None:
+        """Of a recorded step, where `records`; None if it has none."""
+        return None
+
+    def device_key(self, x: Array) -> Hashable:
+        """By which programs of other devices are told apart."""
+        return cast(Hashable, x.device)
 
     def is_watched(self, tree: PyTree) -> bool:
         """Whether autograd or a transform such as vmap watches an array: it must see operations that make new ones."""

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from types import ModuleType
 
 from ...arrays import Array
+from ..cuda.program import cuda_program
+from ..graph.arguments import DType, Program
+from ..graph.trace import Graph, Step
 from .base import Library
 
 __all__ = ["CupyLibrary"]
@@ -17,6 +20,12 @@ class CupyLibrary(Library):
 
     name = "cupy"
     records = True
+
+    def program(self, graph: Graph, step: Step, dtype: DType, *, donate: bool) -> Program | None:
+        return cuda_program(graph, step, str(dtype), donate=donate)
+
+    def device_key(self, x: Array) -> Hashable:
+        return None  # its devices have no hash; its programs keep no arrays
 
     def fuse(self, xp: ModuleType, function: Callable[..., Array]) -> Callable[..., Array]:
         import cupy

@@ -9,10 +9,15 @@ import numpy.typing as npt
 
 from ...arrays import Array, leaves
 from .. import memory_pool
+from ..graph.arguments import DType, Program
 from ..graph.pytrees import PyTree
-from ..graph.trace import Step
+from ..graph.report import dump
+from ..graph.trace import Graph, Step
 from ..machine.compiler import has_llvm, is_loaded
-from ..machine.program import compiled_scan
+from ..machine.program import CompiledProgram, TorchProgram, compiled_scan
+from ..python_loop.calls import Calls, NumpyCalls, TorchCalls
+from ..python_loop.plan import make_plan
+from ..python_loop.program import PlannedProgram
 from .base import Library
 
 __all__ = ["NumpyLibrary", "TorchLibrary"]
@@ -23,6 +28,24 @@ class _OnProcessor(Library):
 
     records = True
     has_cache = True
+
+    def calls(self) -> Calls:
+        """How the library's calls are written."""
+        raise NotImplementedError
+
+    def compiled_program(self, program: CompiledProgram) -> Program:
+        """A program of machine code, over the library's arrays."""
+        return program
+
+    def can_compile(self, carry: PyTree) -> bool:
+        """Whether the arrays are where the processor reads them."""
+        return True
+
+    def program(self, graph: Graph, step: Step, dtype: DType, *, donate: bool) -> Program | None:
+        calls = self.calls()
+        plan = make_plan(graph, calls, donate=donate)
+        dump("source", step, plan.source)
+        return PlannedProgram(plan, calls, graph)
 
     def scan_in_one(
         self,
@@ -36,15 +59,20 @@ class _OnProcessor(Library):
         summing: bool,
         compiling: bool,
     ) -> tuple[PyTree, PyTree, PyTree] | None:
-        if not (is_loaded() or (compiling and has_llvm())) or self.is_watched((carry, xs, shared)):
+        if not (is_loaded() or (compiling and has_llvm())) or not self.can_compile(carry):
             return None
-        return compiled_scan(xp, self.name, step, carry, xs, shared, reverse=reverse, summing=summing)
+        if self.is_watched((carry, xs, shared)):
+            return None
+        return compiled_scan(xp, self.compiled_program, step, carry, xs, shared, reverse=reverse, summing=summing)
 
 
 class NumpyLibrary(_OnProcessor):
     """NumPy: large arrays come from the memory pool."""
 
     name = "numpy"
+
+    def calls(self) -> Calls:
+        return NumpyCalls()
 
     def can_donate(self, x: PyTree) -> bool:
         return isinstance(x, np.ndarray) and x.flags.c_contiguous and x.flags.writeable  # products go only into these
@@ -85,6 +113,15 @@ class TorchLibrary(_OnProcessor):
     """torch: its transforms must see every operation."""
 
     name = "torch"
+
+    def calls(self) -> Calls:
+        return TorchCalls()
+
+    def compiled_program(self, program: CompiledProgram) -> Program:
+        return TorchProgram(program)
+
+    def can_compile(self, carry: PyTree) -> bool:
+        return all(leaf.device.type == "cpu" for leaf in leaves(carry))
 
     def is_watched(self, tree: PyTree) -> bool:
         from torch._C._functorch import is_functorch_wrapped_tensor

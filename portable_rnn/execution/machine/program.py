@@ -31,7 +31,7 @@ from .loop import compiled_loop, forget_loops, vector_lanes
 from .thread_pool import several, thread_count
 from .workspace import CARRY, SHARED, XS, Layout, Read, Workspace, address_of
 
-__all__ = ["CompiledProgram", "Memory", "compiled_scan", "forget", "programs"]
+__all__ = ["CompiledProgram", "Memory", "TorchProgram", "as_it_is", "compiled_scan", "forget", "programs"]
 
 WORTH_A_THREAD = 1 << 21  # multiplications of a loop
 WORTH_WAITING = 1 << 18  # multiplications of a step, after which threads wait for each other
@@ -332,9 +332,17 @@ class TorchProgram:
         return Results([xp.from_numpy(leaf) for leaf in final], outputs, sums)
 
 
+Wrap: TypeAlias = Callable[[CompiledProgram], Program]  # for the arrays of a library
+
+
+def as_it_is(program: CompiledProgram) -> Program:
+    """For NumPy's arrays."""
+    return program
+
+
 @functools.lru_cache(maxsize=64)
-def programs(xp: ModuleType, library: str, step: Step, summing: bool) -> Programs[Program]:
-    """The programs of a step: of each a `CompiledProgram`, a `TorchProgram` or, where there can be none, None."""
+def programs(xp: ModuleType, wrap: Wrap, step: Step, summing: bool) -> Programs[Program]:
+    """The programs of a step: of each what `wrap` makes of a `CompiledProgram`, or None where there can be none."""
 
     def make(structures: Structures, form: Form) -> Program | None:
         try:
@@ -346,7 +354,7 @@ def programs(xp: ModuleType, library: str, step: Step, summing: bool) -> Program
             return None
         dump("stages", step, show_cut(program.cut))
         dump("source", step, program.library.source)
-        return TorchProgram(program) if library == "torch" else program
+        return wrap(program)
 
     return Programs(make)
 
@@ -360,7 +368,7 @@ def forget() -> None:
 
 def compiled_scan(
     xp: ModuleType,
-    library: str,
+    wrap: Wrap,
     step: Step,
     carry: PyTree,
     xs: PyTree,
@@ -371,25 +379,24 @@ def compiled_scan(
 ) -> tuple[PyTree, PyTree, PyTree] | None:
     """The carry, the outputs and the sums of a step's loop by machine code, or None where there can be none."""
     try:
-        known = programs(xp, library, step, summing)
+        known = programs(xp, wrap, step, summing)
     except TypeError:  # a user's cell may hold what has no hash
         say_fallback(step, "compiled loop", "the step has no hash")
         return None
     found = known.find(carry, xs, shared)
     if found is None:
         given = Arguments(step, carry, xs, shared)
-        if given.hindrance is not None or not _fits(library, given.leaves):
+        if given.hindrance is not None or not _fits(given.leaves):
             return None
         found = known.add(given)
     program, build_carry, leaves = found
-    if program is None or not _fits(library, leaves):
+    if program is None or not _fits(leaves):
         return None
     final, outputs, sums = program.run(xp, *leaves, reverse=reverse)
     return build_carry(final), outputs, sums
 
 
-def _fits(library: str, leaves: Leaves) -> bool:
-    """Whether there is enough to do, on the processor."""
-    first, over_time = leaves[0][0], leaves[1][0]
-    columns: int = over_time.shape[0] * first.shape[-1]
-    return columns >= FEWEST_COLUMNS and (library == "numpy" or first.device.type == "cpu")
+def _fits(leaves: Leaves) -> bool:
+    """Whether there is enough to do."""
+    columns: int = leaves[1][0].shape[0] * leaves[0][0].shape[-1]
+    return columns >= FEWEST_COLUMNS

@@ -20,7 +20,7 @@ from ..graph.arguments import Arguments
 from ..graph.pytrees import PyTree, Structure, rebuilt
 from ..graph.trace import Step
 from .compiler import has_llvm
-from .program import CompiledProgram, Memory, programs
+from .program import CompiledProgram, Memory, as_it_is, programs
 
 __all__ = ["call_with_buffers", "machine_scan", "run_on_host", "worth_a_call"]
 
@@ -72,7 +72,7 @@ def machine_scan(
     columns = over_time[0].shape[0] * first[0].shape[-1]
     if given.hindrance is not None or not worth_a_call(columns * sum(math.prod(leaf.shape) for leaf in same)):
         return None
-    program = programs(numpy_namespace, "numpy", step, summing).program(given)
+    program = programs(numpy_namespace, as_it_is, step, summing).program(given)
     if not isinstance(program, CompiledProgram) or not worth_a_call(program.multiplications * over_time[0].shape[0]):
         return None
     call = functools.partial(_call, program, given.structures[0], reverse)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Protocol
@@ -14,7 +13,7 @@ from ...arrays import Array
 from .. import memory_pool
 from ..graph.operations import Op
 
-__all__ = ["Calls", "NumpyCalls", "TorchCalls", "calls_of"]
+__all__ = ["Calls", "NumpyCalls", "TorchCalls"]
 
 _FUNCTIONS = [op for op in Op if op.is_pointwise and op is not Op.FLOAT]
 
@@ -133,9 +132,3 @@ class TorchCalls:
 
         inference_mode: AbstractContextManager[object] = torch.inference_mode(False)
         return inference_mode
-
-
-@functools.lru_cache(maxsize=2)
-def calls_of(library: str) -> Calls:
-    """Of "numpy" or "torch"."""
-    return NumpyCalls() if library == "numpy" else TorchCalls()
