@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import portable_rnn as prnn
-from portable_rnn.layers.base import Wrapper
+from portable_rnn.layers import Wrapper
 from portable_rnn.layers.registry import LIBRARY
 from portable_rnn.models import network_from_config, network_to_config
 

@@ -17,7 +17,7 @@ import pytest
 import portable_rnn as prnn
 from portable_rnn.arrays import Configuration
 from portable_rnn.forecasting import Settings
-from portable_rnn.layers.base import Layer
+from portable_rnn.layers import Layer
 from portable_rnn.models import network_to_config
 
 STACK: dict[str, Any] = {

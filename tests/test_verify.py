@@ -123,7 +123,7 @@ def lstm_backward_without_dc(patch: Patch) -> None:
 
 def one_step_too_many(patch: Patch) -> None:
     original = layers.base.valid_steps
-    for module in (layers.base, stack, layers.feedforward):
+    for module in (layers.base, stack, layers.pooling):
         patch.setattr(module, "valid_steps", lambda xp, lengths, steps, like: original(xp, lengths + 1, steps, like))
 
 

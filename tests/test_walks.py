@@ -14,8 +14,7 @@ from hypothesis import strategies as st
 import portable_rnn as prnn
 from portable_rnn.arrays import Marks
 from portable_rnn.interop.selftest import random_input
-from portable_rnn.layers import check_streams, stack_backward
-from portable_rnn.layers.base import Wrapper, map_layers, walk
+from portable_rnn.layers import Wrapper, check_streams, map_layers, stack_backward, walk
 from portable_rnn.layers.recurrent import RecurrentLayer
 from portable_rnn.layers.registry import LIBRARY
 from portable_rnn.layers.wrappers import Activation, Masked, Merge

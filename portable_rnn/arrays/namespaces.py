@@ -10,6 +10,7 @@ import array_api_compat
 import array_api_compat.numpy as numpy_namespace
 import numpy as np
 
+from .devices import device_scope
 from .typing import Array
 
 __all__ = [

@@ -1,37 +1,17 @@
 """Layers: configuration as frozen dataclasses, a forward pass, and the backward pass derived by hand."""
 
 from . import initializers
-from .base import (
-    Layer,
-    Stateless,
-    Wrapper,
-    check_memory,
-    chosen,
-    keep_mask,
-    map_layers,
-    own_parameters,
-    place_masks,
-    random_generator,
-    uniform,
-    valid_steps,
-    walk,
-)
-from .feedforward import (
-    Dropout,
-    Embedding,
-    Last,
-    Linear,
-    Max,
-    Mean,
-    Sequential,
-    check_streams,
-    flat_layers,
-)
+from .base import Layer, Stateless, Wrapper, valid_steps
+from .drawing import check_memory, chosen, keep_mask, place_masks, random_generator, uniform
+from .feedforward import Dropout, Embedding, Linear
 from .more_recurrent import LayerNormGRU, LayerNormLSTM, MinGRU, MinLSTM
+from .pooling import Last, Max, Mean
 from .recurrent import GRU, LSTM, RNN, Recurrent, RecurrentLayer
 from .registry import register, registered, registered_name
+from .sequential import Sequential, check_streams, flat_layers
 from .time.one_direction import Span, run_direction, run_direction_backward
 from .time.stack import one_direction, stack_backward, state_sizes, suffixes
+from .walks import map_layers, own_parameters, walk
 from .wrappers import Activation, Ends, Flip, Masked, Merge, SharedDropout, Softmax
 
 __all__ = [

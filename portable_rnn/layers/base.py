@@ -4,11 +4,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-import functools
-import math
-import os
-import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from types import ModuleType
 from typing import Any, ClassVar
@@ -47,19 +43,10 @@ from ..arrays import (
 from ..arrays import backend as as_backend
 from ..errors import InputError
 from ..execution import forward_only
+from .drawing import check_memory, random_generator
+from .walks import prefixed
 
-__all__ = [
-    "Layer",
-    "Stateless",
-    "Wrapper",
-    "map_layers",
-    "own_parameters",
-    "prefixed",
-    "random_generator",
-    "valid_steps",
-    "walk",
-    "zero_padding",
-]
+__all__ = ["Layer", "Stateless", "Wrapper", "valid_steps", "zero_padding"]
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -375,120 +362,6 @@ class Wrapper(Layer):
 
     def check_state(self, state: State, batch_size: int) -> None:
         self.layer.check_state(state, batch_size)
-
-
-# ---------------------------------------------------------------------- walks over a network
-
-
-def prefixed(child: str, name: str) -> str:
-    """The name that a child's parameter has in its parent."""
-    return f"{child}.{name}" if child else name
-
-
-def own_parameters(params: Params, prefix: str) -> Params:
-    """The parameters whose name starts with `prefix`, without it."""
-    if not prefix:
-        return params
-    return {name.removeprefix(prefix): p for name, p in params.items() if name.startswith(prefix)}
-
-
-def walk(network: Layer, prefix: str = "") -> Iterator[tuple[str, Layer]]:
-    """A layer and all layers inside it, parents first, each with the prefix of its parameters.
-
-    Examples
-    --------
-    >>> import portable_rnn as prnn
-    >>> [prefix for prefix, _ in walk(prnn.Sequential(prnn.GRU(1, 8), prnn.Linear(8, 1)))]
-    ['', '0.', '1.']
-    """
-    yield prefix, network
-    for child, layer in network.children().items():
-        yield from walk(layer, prefix + prefixed(child, ""))
-
-
-def map_layers(function: Callable[[Layer], Layer], network: Layer) -> Layer:
-    """The network with every layer replaced by what `function` makes of it, those inside first."""
-    return function(network.map_children(lambda child: map_layers(function, child)))
-
-
-# ---------------------------------------------------------------------- drawing
-
-
-def random_generator(seed: int | np.random.Generator) -> np.random.Generator:
-    """NumPy's Philox generator: the same stream on every machine and NumPy version that has it."""
-    if isinstance(seed, np.random.Generator):
-        return seed
-    if not isinstance(seed, (int, np.integer)) or isinstance(seed, bool) or seed < 0:
-        raise InputError(f"seed must be a non-negative integer or a numpy Generator, got {seed!r}")
-    return np.random.Generator(np.random.Philox(int(seed)))
-
-
-def check_memory(shapes: Mapping[str, tuple[int, ...]], what: str) -> None:
-    """Raise InputError where arrays of float64, as they are drawn, are larger than this machine's memory."""
-    if not shapes:
-        return
-    entries = {name: math.prod(shape) for name, shape in shapes.items()}
-    needed, allowed = 8 * sum(entries.values()), physical_memory()
-    if needed > allowed:
-        largest = max(entries, key=lambda name: entries[name])
-        raise InputError(
-            f"{what} need {needed / 1e9:.3g} GB, expected at most the {allowed / 1e9:.3g} GB of this machine: "
-            f"make the sizes smaller; the largest is {largest!r} of shape {shapes[largest]}"
-        )
-
-
-@functools.cache
-def physical_memory() -> int:
-    """Bytes of memory of this machine; where it does not say so, what an address can reach."""
-    try:
-        return int(os.sysconf("SC_PAGE_SIZE")) * int(os.sysconf("SC_PHYS_PAGES"))
-    except (AttributeError, OSError, ValueError):  # Windows has no sysconf
-        return sys.maxsize
-
-
-def uniform(
-    rng: np.random.Generator, shapes: dict[str, tuple[int, ...]], bound: float
-) -> dict[str, np.ndarray[Any, Any]]:
-    """Every parameter from U(-bound, bound), in the order of `shapes`."""
-    return {name: rng.uniform(-bound, bound, shape) for name, shape in shapes.items()}
-
-
-def inverse_sqrt(size: int) -> float:
-    """``1 / sqrt(size)``: the bound of torch's uniform initialisation."""
-    return 1 / math.sqrt(size)
-
-
-def chosen(rng: np.random.Generator, shape: Iterable[int], p: float) -> np.ndarray[Any, Any]:
-    """Booleans, true with probability `p`.
-
-    An entry takes 16 random bits. Where those leave it open, once in 65,536, a float is drawn: the probability is `p`
-    itself, at less than half the cost of a float for each entry.
-    """
-    shape = tuple(shape)
-    count = math.prod(shape)
-    words = rng.integers(0, 2**64 - 1, -(-count // 4), dtype=np.uint64, endpoint=True)
-    bits = words.astype("<u8", copy=False).view("<u2")[:count]  # the same on a machine of either byte order
-    whole, rest = divmod(p * 2**16, 1)
-    found = bits < int(whole)
-    undecided = np.flatnonzero(bits == int(whole))
-    found[undecided] = rng.random(undecided.size) < rest
-    return found.reshape(shape)
-
-
-def keep_mask(rng: np.random.Generator, shape: Iterable[int], p: float) -> np.ndarray[Any, Any]:
-    """A dropout mask, 0 with probability `p` and else ``1 / (1 - p)``; float32, which every backend widens exactly."""
-    kept: np.ndarray[Any, Any] = ~chosen(rng, shape, p)
-    return kept.astype(np.float32) * np.float32(1 / (1 - p))
-
-
-def choice_mask(rng: np.random.Generator, shape: Iterable[int], p: float) -> np.ndarray[Any, Any]:
-    """1 with probability `p`, else 0."""
-    return chosen(rng, shape, p).astype(np.float32)
-
-
-def place_masks(masks: Any, target: Backend) -> Any:
-    """Masks from `Layer.dropout_masks` as arrays of the backend."""
-    return map_leaves(lambda mask: from_host(mask.astype(target.dtype_name, copy=False), target), masks)
 
 
 def check_rank_and_features(x: Array, xp: Any, ranks: tuple[int, ...], features: int | None, who: str) -> None:

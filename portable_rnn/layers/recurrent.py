@@ -16,7 +16,8 @@ from ..arrays import Array, Count, Marks, Params, Positive, Probability, Size, S
 from ..cells import ActivationName, Cell, ElmanCell, GRUCell, LSTMCell
 from ..errors import InputError, unexpected
 from ..execution import jit, keeps_residuals
-from .base import Layer, choice_mask, keep_mask
+from .base import Layer
+from .drawing import choice_mask, keep_mask
 from .initializers import InitializerName, draw, scheme
 from .time.stack import Masks, stack_backward, stack_forward, state_sizes, suffixes
 

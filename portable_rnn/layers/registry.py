@@ -20,9 +20,11 @@ from ..cells import (
 )
 from ..errors import InputError, shown, unexpected
 from .base import Layer
-from .feedforward import Dropout, Embedding, Last, Linear, Max, Mean, Sequential
+from .feedforward import Dropout, Embedding, Linear
 from .more_recurrent import LayerNormGRU, LayerNormLSTM, MinGRU, MinLSTM
+from .pooling import Last, Max, Mean
 from .recurrent import GRU, LSTM, RNN, Recurrent, cell_methods_missing
+from .sequential import Sequential
 from .wrappers import Activation, Ends, Flip, Masked, Merge, SharedDropout, Softmax
 
 __all__ = ["LIBRARY", "register", "registered", "registered_name"]

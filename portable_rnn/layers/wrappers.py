@@ -14,7 +14,8 @@ from ..arrays import Array, Marks, Params, Probability, State, device_of, namesp
 from ..cells import ActivationName, activation
 from ..errors import InputError, unexpected
 from ..execution import scan, stacked
-from .base import Stateless, Wrapper, keep_mask, valid_steps, zero_padding
+from .base import Stateless, Wrapper, valid_steps, zero_padding
+from .drawing import keep_mask
 
 __all__ = ["Activation", "Ends", "Flip", "Masked", "Merge", "SharedDropout", "Softmax"]
 

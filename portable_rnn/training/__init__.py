@@ -25,15 +25,12 @@ from .optimizers import (
     adam,
     adamw,
     clip_by_global_norm,
-    cosine_decay,
-    exponential_decay,
     global_norm,
     optimizer_of,
-    piecewise_constant,
     rmsprop,
     sgd,
-    warmup_cosine_decay,
 )
+from .schedules import cosine_decay, exponential_decay, piecewise_constant, warmup_cosine_decay
 
 __all__ = [
     "Adam",
