@@ -44,7 +44,6 @@ from ..arrays import backend as as_backend
 from ..errors import InputError
 from ..execution import forward_only
 from .drawing import check_memory, random_generator
-from .walks import prefixed
 
 __all__ = ["Layer", "Stateless", "Wrapper", "valid_steps", "zero_padding"]
 
@@ -293,6 +292,11 @@ class Layer(Configuration, abc.ABC):
     def check_shapes(self, found: Mapping[str, tuple[int, ...]]) -> None:
         """Raise InputError where names or shapes are not `parameter_shapes`."""
         check_shapes(found, self._shapes, self)
+
+
+def prefixed(child: str, name: str) -> str:
+    """The name that a child's parameter has in its parent."""
+    return f"{child}.{name}" if child else name
 
 
 class Stateless(Layer):

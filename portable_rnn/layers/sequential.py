@@ -10,8 +10,8 @@ import numpy as np
 
 from ..arrays import Array, Marks, Params, State
 from ..errors import InputError
-from .base import Layer
-from .walks import own_parameters, prefixed, walk
+from .base import Layer, prefixed
+from .walks import own_parameters, walk
 
 __all__ = ["Sequential", "check_streams", "flat_layers"]
 

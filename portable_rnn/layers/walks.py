@@ -3,19 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
 
 from ..arrays import Params
+from .base import Layer, prefixed
 
-if TYPE_CHECKING:
-    from .base import Layer
-
-__all__ = ["map_layers", "own_parameters", "prefixed", "walk"]
-
-
-def prefixed(child: str, name: str) -> str:
-    """The name that a child's parameter has in its parent."""
-    return f"{child}.{name}" if child else name
+__all__ = ["map_layers", "own_parameters", "walk"]
 
 
 def own_parameters(params: Params, prefix: str) -> Params:
