@@ -13,11 +13,11 @@ import pytest
 
 from benchmarks import compare as compare_script
 from benchmarks import peers as peers_script
+from portable_rnn import cli
 from portable_rnn.bench import command, report, workers
 from portable_rnn.bench.cases import CELLS, KINDS, SIZES, Case, Peer
 from portable_rnn.bench.libraries import GEMM_FLOPS, gemm_peer, ours_peer, torch_peer
 from portable_rnn.bench.picture import draw
-from portable_rnn.cli import main as cli
 from portable_rnn.errors import InputError
 
 TINY = SIZES[0]

@@ -335,7 +335,7 @@ def test_bad_input_is_one_line_and_exit_code_2(
 def test_a_library_that_is_not_installed(
     name: str, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("portable_rnn.arrays.backend._find_spec", lambda library: None)
+    monkeypatch.setattr(sys.modules["portable_rnn.arrays.backend"], "_find_spec", lambda library: None)
     line = error_line(capsys, cli.main([*TRAIN, "--backend", name]))
     assert f"backend '{name}' is not installed: run `pip install 'portable-rnn[{name}]'`" in line
 

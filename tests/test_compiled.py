@@ -40,7 +40,7 @@ pytestmark = pytest.mark.skipif(importlib.util.find_spec("llvmlite") is None, re
 
 @pytest.fixture
 def turn_on(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., list[bool]]]:
-    """A function that has loops compiled from now on; its list grows by whether each of them could be."""
+    """A function that has loops compiled from now on, and none before; its list grows by whether each could be."""
     ran: list[bool] = []
     original = machine_loops.compiled_scan
 
@@ -58,6 +58,8 @@ def turn_on(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., list[bool
             share(by, monkeypatch)
         return ran
 
+    monkeypatch.setenv("PORTABLE_RNN_COMPILE", "0")
+    execution.forget()
     yield on
     execution.forget()
 
