@@ -365,7 +365,12 @@ def test_threads_that_fell_asleep(by: str, turn_on: Any, monkeypatch: pytest.Mon
         states |= set(thread_pool.current().states.tolist())
         assert relative_error(run(case), expected) < 1e-14
     assert thread_pool.current().count == 2
+    last_moment = time.monotonic() + 20  # on a busy machine a thread may not have come to sleep yet
+    while thread_pool.BLOCKED not in states and time.monotonic() < last_moment:
+        time.sleep(1e-3)
+        states |= set(thread_pool.current().states.tolist())
     assert thread_pool.BLOCKED in states
+    assert relative_error(run(case), expected) < 1e-14
 
 
 def test_a_process_may_end_right_after_a_loop() -> None:
