@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from portable_rnn.execution.graph.operations import Op
+
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("llvmlite") is None, reason="llvmlite is not installed")
 
 if importlib.util.find_spec("llvmlite") is not None:
@@ -154,7 +156,7 @@ def tanh(x: np.ndarray) -> np.ndarray:
     name = f"tanh_of_all_{x.dtype.name}"
     e = emitter.Emitter(module, name, ["x", "out", "size"], x.dtype.name, lanes)
     with e.loop(0, e.arguments["size"], lanes) as (k, _):
-        e.store(elementwise.apply(e, "tanh", e.load(e.address(e.arguments["x"], k))), e.address(e.arguments["out"], k))
+        e.store(elementwise.apply(e, Op.TANH, e.load(e.address(e.arguments["x"], k))), e.address(e.arguments["out"], k))
     e.finish()
     padded = np.concatenate([x, np.zeros(-len(x) % lanes, x.dtype)])
     out = np.empty_like(padded)

@@ -199,7 +199,7 @@ def test_a_memory_limit_changes_the_memory_and_nothing_else(backend: Any) -> Non
 
 def test_truncation_and_memory_refuse_what_can_not_work(numpy_backend: Any) -> None:
     x, y = data()
-    with pytest.raises(prnn.InputError, match="at least 1, got 0"):
+    with pytest.raises(prnn.InputError, match="at least 1, or None, got 0"):
         fitted(numpy_backend, x, y, tbptt=0)
     with pytest.raises(prnn.InputError, match="shuffle=False"):
         fitted(numpy_backend, x, y, stateful=True, shuffle=True)

@@ -44,6 +44,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[bool]]:
         xla_call.can_call.cache_clear()
         jax.clear_caches()
 
+    monkeypatch.setenv("PORTABLE_RNN_COMPILE", "0")
     monkeypatch.setattr(xla_call, "has_llvm", lambda: True)  # NumPy's loops stay planned
     monkeypatch.setattr(machine_loops.CompiledProgram, "compute", noted)
     monkeypatch.setattr(xla_call, "WORTH_A_CALL", 0)
