@@ -10,7 +10,7 @@ import numpy as np
 from ...arrays import Array
 from ...cells import activation
 from ...errors import InputError
-from .nodes import Call, Operator, Pullback, summed_to
+from .nodes import Call, Operator, Pullback, broadcasting, summed_to
 
 __all__ = ["OPERATORS"]
 
@@ -205,39 +205,39 @@ def _comparison(name: str) -> Callable[..., Result]:
 
 OPERATORS = {
     "Abs": Operator(_abs, 13),
-    "Add": Operator(_add, 14),
-    "And": Operator(_comparison("logical_and"), 7),
+    "Add": Operator(broadcasting(_add), 14),
+    "And": Operator(broadcasting(_comparison("logical_and")), 7),
     "Cast": Operator(_cast, 28),
     "Clip": Operator(_clip, 13),
-    "Div": Operator(_div, 14),
+    "Div": Operator(broadcasting(_div), 14),
     "Dropout": Operator(_dropout, 22, host=(1, 2)),
     "Elu": Operator(_activation("elu", alpha=1.0), 22),
-    "Equal": Operator(_comparison("equal"), 19),
+    "Equal": Operator(broadcasting(_comparison("equal")), 19),
     "Exp": Operator(_activation("exponential"), 13),
-    "Greater": Operator(_comparison("greater"), 13),
-    "GreaterOrEqual": Operator(_comparison("greater_equal"), 16),
+    "Greater": Operator(broadcasting(_comparison("greater")), 13),
+    "GreaterOrEqual": Operator(broadcasting(_comparison("greater_equal")), 16),
     "HardSigmoid": Operator(_activation("hard_sigmoid", alpha=0.2, beta=0.5), 22),
     "Identity": Operator(_identity, 25),
     "LeakyRelu": Operator(_activation("leaky_relu", alpha=0.01), 16),
-    "Less": Operator(_comparison("less"), 13),
-    "LessOrEqual": Operator(_comparison("less_equal"), 16),
+    "Less": Operator(broadcasting(_comparison("less")), 13),
+    "LessOrEqual": Operator(broadcasting(_comparison("less_equal")), 16),
     "Log": Operator(_log, 13),
-    "Max": Operator(_extreme("maximum"), 13),
-    "Min": Operator(_extreme("minimum"), 13),
-    "Mul": Operator(_mul, 14),
+    "Max": Operator(broadcasting(_extreme("maximum")), 13),
+    "Min": Operator(broadcasting(_extreme("minimum")), 13),
+    "Mul": Operator(broadcasting(_mul), 14),
     "Neg": Operator(_neg, 13),
     "Not": Operator(_not, 1),
-    "Or": Operator(_comparison("logical_or"), 7),
-    "Pow": Operator(_pow, 15),
+    "Or": Operator(broadcasting(_comparison("logical_or")), 7),
+    "Pow": Operator(broadcasting(_pow), 15),
     "Reciprocal": Operator(_reciprocal, 13),
     "Relu": Operator(_activation("relu"), 14),
     "Sigmoid": Operator(_activation("sigmoid"), 13),
     "Softplus": Operator(_activation("softplus"), 22),
     "Softsign": Operator(_activation("softsign"), 22),
     "Sqrt": Operator(_sqrt, 13),
-    "Sub": Operator(_sub, 14),
-    "Sum": Operator(_sum, 13),
+    "Sub": Operator(broadcasting(_sub), 14),
+    "Sum": Operator(broadcasting(_sum), 13),
     "Tanh": Operator(_activation("tanh"), 13),
     "ThresholdedRelu": Operator(_activation("thresholded_relu", alpha=1.0), 22),
-    "Where": Operator(_where, 16),
+    "Where": Operator(broadcasting(_where), 16),
 }

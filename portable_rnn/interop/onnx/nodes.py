@@ -12,7 +12,18 @@ import numpy as np
 from ...arrays import Array
 from ...errors import InputError
 
-__all__ = ["Call", "Constant", "Host", "Node", "Operator", "Port", "checked_size", "summed_to"]
+__all__ = [
+    "Call",
+    "Constant",
+    "Host",
+    "Node",
+    "Operator",
+    "Port",
+    "broadcasting",
+    "checked_size",
+    "summed_to",
+    "with_rank",
+]
 
 # Arrays whose size stands in the data (Expand, ConstantOfShape, Range, Tile): more elements than this are refused.
 MAX_ELEMENTS = 2**27
@@ -189,3 +200,26 @@ def summed_to(xp: Any, d: Array, shape: Any) -> Array:
     extra = d.ndim - len(shape)
     stretched = [k for k in range(extra, d.ndim) if shape[k - extra] == 1 and d.shape[k] != 1]
     return xp.reshape(xp.sum(d, axis=(*range(extra), *stretched)), shape)
+
+
+def with_rank(x: Array, rank: int) -> Array:
+    """`x` with axes of length 1 in front, as broadcasting adds them; JAX can be set to ask for that."""
+    return x if x.ndim == rank else x[(None,) * (rank - x.ndim) + (...,)]
+
+
+def broadcasting(function: Callable[..., Any]) -> Callable[..., Any]:
+    """An operator whose inputs are broadcast against each other: it sees all of them with equally many axes."""
+
+    def aligned(call: Call, *inputs: Array) -> Any:
+        rank = max(x.ndim for x in inputs)
+        outputs, pullback = function(call, *(with_rank(x, rank) for x in inputs))
+        if pullback is None:
+            return outputs, None
+
+        def pulled_back(*doutputs: Array) -> tuple[Array | None, ...]:
+            found = zip(pullback(*doutputs), inputs, strict=True)
+            return tuple(None if d is None else call.xp.reshape(d, x.shape) for d, x in found)
+
+        return outputs, pulled_back
+
+    return aligned

@@ -9,7 +9,7 @@ import numpy as np
 
 from ...arrays import Array
 from ...errors import InputError
-from .nodes import Call, Operator, Pullback, summed_to
+from .nodes import Call, Operator, Pullback, summed_to, with_rank
 from .shaping import axes_of, axis_of
 
 __all__ = ["OPERATORS"]
@@ -57,7 +57,7 @@ def _gemm(call: Call, a: Array, b: Array, c: Array | None = None) -> Result:
     y = left @ right
     y = y if alpha == 1 else alpha * y
     if c is not None:
-        y = y + (c if beta == 1 else beta * c)
+        y = y + with_rank(c if beta == 1 else beta * c, 2)
 
     def pullback(dy: Array) -> tuple[Array | None, ...]:
         scaled = dy if alpha == 1 else alpha * dy
