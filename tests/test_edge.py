@@ -12,7 +12,7 @@ import pytest
 from trees import mapped, relative_error
 
 import portable_rnn as prnn
-from portable_rnn.arrays import leaves
+from portable_rnn.arrays import leaves, on_their_device
 from portable_rnn.layers import Activation, Ends, Flip, Masked, Merge, SharedDropout, Softmax
 
 RNG = np.random.default_rng(0)
@@ -81,6 +81,7 @@ def test_lengths_of_every_dtype_mean_the_same(backend: Any, dtype: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", ["int16", "uint16", "int64"])
+@on_their_device
 def test_lengths_over_more_steps_than_sixteen_bits_count(backend: Any, dtype: str) -> None:
     steps = 32_769 if dtype != "uint16" else 65_537
     ends = [min(steps, int(np.iinfo(dtype).max)), 300]
@@ -192,6 +193,7 @@ def write(backend: Any, tree: Any) -> None:
 
 @pytest.mark.parametrize("lengths", [None, [5, 0, 3]], ids=["whole", "ragged"])
 @pytest.mark.parametrize("name", LAYERS)
+@on_their_device
 def test_a_pullback_does_not_see_what_is_written_to_arrays(backend: Any, name: str, lengths: Any) -> None:
     """To x, the state, lengths and resets that were given, to y and the state that came, and to gradients."""
     if backend.entry.library == "jax":
@@ -221,6 +223,7 @@ def test_a_pullback_does_not_see_what_is_written_to_arrays(backend: Any, name: s
 
 
 @pytest.mark.parametrize("name", LAYERS)
+@on_their_device
 def test_what_a_call_returns_shares_no_memory(backend: Any, name: str) -> None:
     if backend.entry.library == "jax":
         pytest.skip("its arrays can't be written to")
@@ -250,6 +253,7 @@ def test_what_a_call_returns_shares_no_memory(backend: Any, name: str) -> None:
                 write(backend, written)
 
 
+@on_their_device
 def test_the_natural_way_to_write_a_gradient_is_right(backend: Any) -> None:
     """``y -= target; pullback(y)``, against the same without a write."""
     layer = prnn.RNN(2, 3)
@@ -275,6 +279,7 @@ def test_torch_tells_of_parameters_that_were_written_to() -> None:
         pullback(y)
 
 
+@on_their_device
 def test_losses_and_the_notebook_keep_what_they_need(backend: Any) -> None:
     if backend.entry.library == "jax":
         pytest.skip("its arrays can't be written to")
