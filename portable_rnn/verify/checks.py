@@ -20,7 +20,7 @@ from ..arrays import (
     map_leaves,
     namespace_of,
 )
-from ..execution import compiles
+from ..execution import compiles, forget
 from ..models import Stream, load
 from .gates import explained
 from .gradients import check_finite_differences
@@ -191,8 +191,8 @@ def check_compiled(subject: Subject) -> Finding:
         got, plain = subject.gradients(arguments), subject.gradients(arguments, eager=True)
         return compared(to_host(got), to_host(plain), subject.limit, "gradients jitted", "those step by step")
     results = []
-    for value in ("1", "0"):
-        with _environment("PORTABLE_RNN_COMPILE", value):
+    for wanted in (True, False):
+        with _compiled_loops(wanted):
             y, final = subject.outputs(subject.x)
             results.append((y, final, to_host(subject.gradients(arguments))))
     return compared(results[0], results[1], subject.limit, "(y, state, gradients) compiled", "those of the plain loop")
@@ -279,13 +279,16 @@ def _drops(subject: Subject) -> bool:
 
 
 @contextmanager
-def _environment(name: str, value: str) -> Iterator[None]:
-    before = os.environ.get(name)
-    os.environ[name] = value
+def _compiled_loops(wanted: bool) -> Iterator[None]:
+    """Loops of machine code wherever they can be, or nowhere."""
+    before = os.environ.get("PORTABLE_RNN_COMPILE")
+    os.environ["PORTABLE_RNN_COMPILE"] = "1" if wanted else "0"
+    forget()
     try:
         yield
     finally:
         if before is None:
-            del os.environ[name]
+            del os.environ["PORTABLE_RNN_COMPILE"]
         else:
-            os.environ[name] = before
+            os.environ["PORTABLE_RNN_COMPILE"] = before
+        forget()
