@@ -16,6 +16,7 @@ from test_gradients import check_against_finite_differences
 from trees import flat, mapped, relative_error
 
 import portable_rnn as prnn
+from portable_rnn import execution
 from portable_rnn.execution.machine import program as machine_loops
 
 pytestmark = [
@@ -43,6 +44,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[bool]]:
     def forget() -> None:
         xla_call.can_call.cache_clear()
         jax.clear_caches()
+        execution.forget()  # the variable is read again
 
     monkeypatch.setenv("PORTABLE_RNN_COMPILE", "0")
     monkeypatch.setattr(xla_call, "has_llvm", lambda: True)  # NumPy's loops stay planned
