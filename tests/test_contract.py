@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from cases import OTHERS, RECURRENT, Case, hard_case, make_case, random_cases
 from hypothesis import strategies as st
-from reference import Reference
 from trees import flat, inner, mapped, relative_error
 
 import portable_rnn as prnn
+from portable_rnn.verify import Textbook
 
 # One of each cell, each with other options: what is tested here is the time loop, which they share.
 FAMILIES = ("rnn-tanh", "lstm-everything", "gru-before-clipped")
@@ -42,14 +42,14 @@ def assert_identical(got: Any, expected: Any) -> None:
 def test_recurrent_layers_match_the_textbook(backend: Any) -> None:
     @backend.for_all(st.sampled_from(sorted(RECURRENT)).flatmap(random_cases))
     def check(case: Case) -> None:
-        expected = Reference(case.layer, case.params).run(case.x, case.state, case.lengths, case.resets, case.masks)
+        expected = Textbook(case.layer, case.params).run(case.x, case.state, case.lengths, case.resets, case.masks)
         assert relative_error(backend.apply(case.layer, **case.inputs), expected) < 1e-12
 
 
 @pytest.mark.parametrize("name", RECURRENT)
 def test_every_kind_of_layer_matches_the_textbook(name: str) -> None:
     case = hard_case(name)
-    expected = Reference(case.layer, case.params).run(case.x, case.state, case.lengths, case.resets, case.masks)
+    expected = Textbook(case.layer, case.params).run(case.x, case.state, case.lengths, case.resets, case.masks)
     assert relative_error(case.layer.apply(**case.inputs), expected) < 1e-12
 
 

@@ -10,13 +10,13 @@ import pytest
 from cases import OTHERS, RECURRENT, Case, hard_case, make_case, random_cases
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
-from reference import Reference
 from trees import flat, inner, mapped, relative_error
 
 import portable_rnn as prnn
 from portable_rnn.arrays import Marks, on_their_device
 from portable_rnn.execution import sums_in_loop
 from portable_rnn.layers import stack_backward
+from portable_rnn.verify import Textbook
 
 MARGIN = 1e-3  # how far relu's arguments and Max's candidates must stay from a kink
 # One of each kind, for what JAX takes a second or more to compile; torch.autograd sees them all.
@@ -40,7 +40,7 @@ def kink_margin(case: Case) -> float:
         tops = [np.sort(row[:end], axis=0)[-2:] for row, end in zip(case.x, ends, strict=True)]
         return min((float(np.min(top[1] - top[0])) for top in tops if len(top) == 2), default=np.inf)
     if isinstance(case.layer, (prnn.RNN, prnn.LSTM, prnn.GRU)):
-        reference = Reference(case.layer, case.params)
+        reference = Textbook(case.layer, case.params)
         reference.run(case.x, case.state, case.lengths, case.resets, case.masks)
         return reference.kink_margin
     return np.inf

@@ -10,7 +10,6 @@ import pytest
 from cases import Case, lengths, make_case
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
-from reference import Reference
 from test_gradients import (
     MARGIN,
     check_against_finite_differences,
@@ -22,6 +21,7 @@ from trees import flat, relative_error
 
 import portable_rnn as prnn
 from portable_rnn.cells import normalize, normalize_backward
+from portable_rnn.verify import Textbook
 
 # Their own epsilon is 1e-5. In the random cases it is larger: the step of a finite difference has to be small beside
 # the root of variance and epsilon.
@@ -40,69 +40,6 @@ NORMALIZED = (prnn.LayerNormLSTM, prnn.LayerNormGRU)
 
 def sigmoid(a: np.ndarray) -> np.ndarray:
     return 1 / (1 + np.exp(-a))
-
-
-class Textbook(Reference):
-    """The four cells as their papers write them, one row and one step at a time.
-
-    A normalisation bends sharply where what it divides by is small, so `kink_margin` counts that in.
-    """
-
-    def _layer_norm(self, a: np.ndarray) -> np.ndarray:
-        deviation = np.sqrt(a.var() + self.layer.epsilon)
-        if np.any(a):  # not the product with a state that is zero
-            self.kink_margin = min(self.kink_margin, float(deviation) / 50)
-        return (a - a.mean()) / deviation
-
-    def state_sizes(self) -> tuple[int, ...]:
-        hidden = self.layer.hidden_size
-        return (hidden, hidden) if isinstance(self.layer, prnn.LayerNormLSTM) else (hidden,)
-
-    def _layernormlstm_step(self, p: Any, x: Any, state: Any, drop: Any) -> Any:
-        h, c = state
-        a = p["gain_hh"] * self._layer_norm(p["weight_hh"] @ (h * drop))
-        a = a + p["gain_ih"] * self._layer_norm(p["weight_ih"] @ x)
-        if self.layer.bias:
-            a = a + p["bias_hh"] + p["bias_ih"]
-        i, f, g, o = np.split(a, 4)
-        c = sigmoid(f) * c + sigmoid(i) * np.tanh(g)
-        inside = p["gain_c"] * self._layer_norm(c)
-        return sigmoid(o) * np.tanh(inside + p["bias_c"] if self.layer.bias else inside), c
-
-    def _layernormgru_step(self, p: Any, x: Any, state: Any, drop: Any) -> Any:
-        (h,) = state
-        n = self.layer.hidden_size
-        parts = []
-        for end, value in (("hh", h * drop), ("ih", x)):
-            product = p[f"weight_{end}"] @ value
-            halves = [self._layer_norm(product[: 2 * n]), self._layer_norm(product[2 * n :])]
-            part = p[f"gain_{end}"] * np.concatenate(halves)
-            parts.append(part + p[f"bias_{end}"] if self.layer.bias else part)
-        m, z = parts
-        r, u = sigmoid(m[:n] + z[:n]), sigmoid(m[n : 2 * n] + z[n : 2 * n])
-        return (u * h + (1 - u) * np.tanh(z[2 * n :] + r * m[2 * n :]),)
-
-    def _mingru_step(self, p: Any, x: Any, state: Any, drop: Any) -> Any:
-        (h,) = state
-        u, n = np.split(self._input_part(p, x), 2)
-        u = sigmoid(u)
-        return ((1 - u) * h + u * self._candidate(n),)
-
-    def _minlstm_step(self, p: Any, x: Any, state: Any, drop: Any) -> Any:
-        (h,) = state
-        f, i, n = np.split(self._input_part(p, x), 3)
-        f, i = sigmoid(f), sigmoid(i)
-        return (f / (f + i) * h + i / (f + i) * self._candidate(n),)
-
-    def _input_part(self, p: Any, x: np.ndarray) -> np.ndarray:
-        a = p["weight_ih"] @ x
-        return a + p["bias_ih"] if self.layer.bias else a
-
-    def _candidate(self, a: np.ndarray) -> np.ndarray:
-        if not self.layer.positive:
-            return a
-        self.kink_margin = min(self.kink_margin, float(np.min(np.abs(a))))
-        return np.where(a >= 0, a + 0.5, sigmoid(a))
 
 
 def textbook(case: Case) -> tuple[Any, float]:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import functools
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ParamSpec, TypeVar
+
+from .pytrees import leaves
 
 __all__ = ["cupy_device", "device_scope", "on_their_device"]
 
@@ -31,7 +33,7 @@ def device_scope(*values: Any) -> AbstractContextManager[Any]:
     cupy = sys.modules.get("cupy")
     if cupy is None or not hasattr(cupy, "cuda"):
         return _NO_SCOPE
-    for value in _leaves(values):
+    for value in leaves(values):
         device = getattr(getattr(value, "backend", value), "device", None)
         if isinstance(device, cupy.cuda.Device):
             scope: AbstractContextManager[Any] = cupy.cuda.Device(device.id)
@@ -74,13 +76,3 @@ def cupy_device(cupy: Any, device: Any) -> Any:
     if not 0 <= number < count:
         raise ValueError(f"expected a device from 0 to {count - 1}")
     return cupy.cuda.Device(number)
-
-
-def _leaves(tree: Any) -> Iterator[Any]:
-    if isinstance(tree, dict):
-        tree = tree.values()
-    elif not isinstance(tree, (tuple, list)):
-        yield tree
-        return
-    for branch in tree:
-        yield from _leaves(branch)

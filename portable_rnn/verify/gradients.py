@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from ..arrays import leaves, map_leaves
+from ..layers import walk
 from .subject import Finding, Host, Subject
 
 __all__ = ["check_finite_differences"]
@@ -101,15 +102,15 @@ def _entry(name: str, at: Host, gradient: Host, evaluate: Callable[[Host], float
 
 def _gate(network: Any, name: str, row: int) -> str:
     """Such as " (gate f)" for a row of a recurrent layer's weights."""
-    *path, own = name.split(".")
-    for key in path:
-        network = getattr(network, "layers", {int(key): network})[int(key)] if key.isdigit() else network
-    letters = GATES.get(type(network).__name__, "")
-    if getattr(network, "coupled", False):
+    prefix, own = name[: name.rfind(".") + 1], name.rpartition(".")[2]
+    # of a layer and one that wraps it, the inner one comes last
+    layer: Any = dict(walk(network))[prefix]
+    letters = GATES.get(type(layer).__name__, "")
+    if getattr(layer, "coupled", False):
         letters = "igo"
     if not letters or not own.startswith(("weight_ih", "weight_hh", "bias_", "gain_ih", "gain_hh")):
         return ""
-    block = row // network.hidden_size
+    block = row // layer.hidden_size
     return f" (gate {letters[block]})" if block < len(letters) else ""
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from ..arrays import Array, Backend, backend, from_host, leaves, map_leaves, to_numpy
 from ..errors import InputError
 from ..execution import jit
-from ..layers import Layer
+from ..layers import Layer, walk
 from ..models import Model
 from ..training import History, exponential_decay, sgd
 from .textbook import network_outputs
@@ -132,9 +132,9 @@ class Subject:
         """Random input."""
         rng = np.random.default_rng(seed)
         if self.network.takes_integers:
-            sizes = (getattr(layer, "num_embeddings", None) for layer in _first_layers(self.network))
+            sizes = (getattr(layer, "num_embeddings", None) for _, layer in walk(self.network))
             return rng.integers(0, next(size for size in sizes if size is not None), (batch, steps))
-        width = next((layer.in_width for layer in _first_layers(self.network) if layer.in_width is not None), 3)
+        width = next((layer.in_width for _, layer in walk(self.network) if layer.in_width is not None), 3)
         # a float32 holds these exactly, so that both dtypes are given the same numbers
         return rng.standard_normal((batch, steps, width)).astype("float32").astype("float64")
 
@@ -228,17 +228,6 @@ def _pulled_back(params: Any, x: Any, state: Any, lengths: Any, dy: Any, dstate:
 def to_host(tree: Any) -> Any:
     """Copies on the host."""
     return map_leaves(lambda a: np.array(to_numpy(a)), tree)
-
-
-def _first_layers(network: Layer) -> list[Any]:
-    """The layers that the input meets, from the outside in."""
-    found: list[Any] = [network]
-    inside = getattr(network, "layers", None) or ((network.layer,) if hasattr(network, "layer") else ())
-    for layer in inside:
-        found += _first_layers(layer)
-        if layer.in_width is not None or layer.takes_integers:
-            break
-    return found
 
 
 def refused(call: Callable[[], Any]) -> str:
