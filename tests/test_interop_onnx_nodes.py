@@ -194,6 +194,14 @@ def test_pullback(backend: Any, name: str) -> None:
     check_pullback(backend, graph_from(model), inputs)
 
 
+def test_cotangents_of_broadcast_inputs_have_their_shapes() -> None:
+    model, names = one_node("Add", [(2, 3, 4), (3, 1)])
+    inputs = {name: np.ones(shape) for name, shape in zip(names, [(2, 3, 4), (3, 1)], strict=True)}
+    outputs, pullback = graph_from(model).run_vjp({}, inputs)
+    _, found = pullback({name: np.ones_like(y) for name, y in outputs.items()})
+    assert [found[name].shape for name in names] == [(2, 3, 4), (3, 1)]
+
+
 def test_pullback_of_split(backend: Any) -> None:
     model, _ = one_node("Split", [(5, 3), None], 2, constants={1: np.array([2, 3])})
     check_pullback(backend, graph_from(model), {"x0": np.random.default_rng(0).standard_normal((5, 3))})
